@@ -1,0 +1,153 @@
+"""Every check and every script of the repository, as one command each: `nox -l` lists them."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import tempfile
+from pathlib import Path
+
+import nox
+
+nox.needs_version = ">=2024.10.9"
+nox.options.sessions = ["lint", "types", "tests", "build"]
+nox.options.reuse_venv = "yes"
+nox.options.error_on_missing_interpreters = False  # `newest` is for machines that have it
+
+ROOT = Path(__file__).parent
+PYPROJECT = nox.project.load_toml(ROOT / "pyproject.toml")
+NEWEST = "3.13"
+MINIMUM_COMPLETENESS = 0.95
+
+
+def find_python(version: str) -> str:
+    """Return pyenv's interpreter of that version, if it has one, else the version.
+
+    pyenv puts a `python3.13` on the path that fails unless that version is switched on, and nox
+    does not look behind it. Given a bare version, nox looks for itself; it skips the session if
+    there is none.
+    """
+    root = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv"))
+    found = sorted(root.glob(f"versions/{version}*/bin/python{version}"))
+    return str(found[-1]) if found else version
+
+
+def group(name: str) -> list[str]:
+    """Return the requirements of a dependency group of pyproject.toml."""
+    return list(nox.project.dependency_groups(PYPROJECT, name))
+
+
+def run_tests(
+    session: nox.Session, *options: str, env: dict[str, str] | None = None, pins: tuple = ()
+) -> None:
+    """Install the package with what the tests need, and run them."""
+    session.install("-e", ".", *group("test"), *pins)
+    session.run("pytest", *options, *session.posargs, env=env)
+
+
+@nox.session
+def demo(session: nox.Session) -> None:
+    """The main job: eight schools, beside reference figures, with a picture."""
+    session.install(".[examples]")
+    session.run("python", "examples/eight_schools.py", *session.posargs)
+
+
+@nox.session
+def examples(session: nox.Session) -> None:
+    """Every example."""
+    session.install(".[examples]")
+    for path in sorted(ROOT.glob("examples/*.py")):
+        session.run("python", f"examples/{path.name}")
+
+
+@nox.session
+def tests(session: nox.Session) -> None:
+    """The tests, in double precision, with shapes and types checked at run time."""
+    run_tests(session)
+
+
+@nox.session
+def slow(session: nox.Session) -> None:
+    """The tests that the default run leaves out for their time."""
+    run_tests(session, "-m", "slow")
+
+
+@nox.session
+def float32(session: nox.Session) -> None:
+    """The tests in single precision, JAX's default."""
+    run_tests(session, env={"JAX_ENABLE_X64": "0"})
+
+
+@nox.session
+def untyped(session: nox.Session) -> None:
+    """The tests as users run the package, without run-time checks of shapes and types."""
+    run_tests(session, "--jaxtyping-packages=")
+
+
+@nox.session
+def oldest(session: nox.Session) -> None:
+    """The tests on the lower bounds of the dependencies."""
+    requirements = PYPROJECT["project"]["dependencies"]
+    run_tests(session, pins=tuple(each.replace(">=", "==") for each in requirements))
+
+
+@nox.session(python=find_python(NEWEST))
+def newest(session: nox.Session) -> None:
+    """The tests on the newest Python, which has a newer JAX, where that interpreter exists."""
+    run_tests(session)
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Ruff's rules and format, and one pin of ruff everywhere."""
+    pins = group("lint")
+    hooks = (ROOT / ".pre-commit-config.yaml").read_text()
+    differing = [pin for pin in re.findall(r"ruff==[\w.]+", hooks) if pin not in pins]
+    if differing:
+        session.error(f".pre-commit-config.yaml pins {differing}, pyproject.toml {pins}")
+    session.install(*pins)
+    session.run("ruff", "check", ".")
+    session.run("ruff", "format", "--check", ".")
+
+
+@nox.session
+def types(session: nox.Session) -> None:
+    """Pyright on the source, and how much of the public interface has types."""
+    session.install("-e", ".[numpyro]", *group("types"))
+    session.run("pyright")
+    report = session.run(
+        "pyright",
+        "--verifytypes=guidax",
+        "--ignoreexternal",
+        "--outputjson",
+        silent=True,
+        success_codes=[0, 1],  # 1: some symbol has no type; the score below decides
+    )
+    score = json.loads(report[report.index("{") : report.rindex("}") + 1])
+    score = score["typeCompleteness"]["completenessScore"]
+    session.log(f"completeness of the public types: {score:.1%}")
+    if score < MINIMUM_COMPLETENESS:
+        session.error(
+            f"below {MINIMUM_COMPLETENESS:.0%}: `pyright --verifytypes guidax --ignoreexternal` "
+            "lists the symbols that lack a type"
+        )
+
+
+@nox.session(reuse_venv=False)
+def build(session: nox.Session) -> None:
+    """The wheel, in an environment with nothing else: it imports and runs the README."""
+    with tempfile.TemporaryDirectory() as folder:
+        session.run("pip", "wheel", "--no-deps", "--wheel-dir", folder, ".", silent=True)
+        (wheel,) = Path(folder).glob("guidax-*.whl")
+        session.install(str(wheel))
+        with session.chdir(folder):  # away from the source
+            session.run("python", "-c", "import guidax; print(guidax.__file__)")
+            session.run("python", str(ROOT / "tests" / "test_readme.py"))
+
+
+@nox.session
+def benchmarks(session: nox.Session) -> None:
+    """The timings that the documentation quotes; options go to the script."""
+    session.install(".", *group("benchmarks"))
+    session.run("python", "benchmarks/first_fit.py", *session.posargs)

@@ -1,0 +1,65 @@
+"""What a family is: how q draws."""
+
+from __future__ import annotations
+
+import abc
+
+import equinox as eqx
+from jaxtyping import Array, Float
+
+from .._model.target import Block, Draw, Target
+from .._model.trace import LatentSpec
+from .._types import Key
+
+
+class AbstractFamily(eqx.Module):
+    """A distribution over named sites, whose leaves are its parameters.
+
+    It knows no model: the target is all that it may see. A new guide is a family, of which `draw`
+    is the one method that must be written, and a constructor.
+    """
+
+    sites: eqx.AbstractVar[tuple[LatentSpec, ...]]  # static
+
+    @abc.abstractmethod
+    def draw(self, key: Key, target: Target) -> Draw:
+        """Draw the sites, with log densities by block.
+
+        Args:
+            key: For this draw.
+            target: The unnormalised posterior; `target.given` holds what earlier parts drew, and
+                `target.indices` the rows of plates that do not hold all of them.
+
+        Returns:
+            The draw.
+        """
+
+    @property
+    def learning_rate(self) -> float:
+        """The rate that `fit` starts its default optimizer with."""
+        return 0.01
+
+    @property
+    def reads_batch(self) -> bool:
+        """Whether draws depend on the model's arguments, which then cannot be left out."""
+        return False
+
+    def log_q(self, draw: Draw, target: Target) -> dict[Block, Array] | None:
+        """Return log q at a draw, in the blocks and the space of `draw`; None: no density."""
+        del draw, target
+        return None
+
+    def entropy(self, target: Target) -> dict[Block, Array]:
+        """Return minus the mean of log q, for those blocks where it is known in closed form."""
+        del target
+        return {}
+
+    def quantile(self, level: Float[Array, ""], target: Target) -> dict[str, Array]:
+        """Return unconstrained marginal quantiles of the sites that have them in closed form."""
+        del level, target
+        return {}
+
+    def normal_marginals(self, target: Target) -> dict[str, tuple[Array, Array]]:
+        """Return location and scale of the sites whose coordinates are independent normals."""
+        del target
+        return {}

@@ -1,0 +1,1 @@
+"""A family bound to a model."""

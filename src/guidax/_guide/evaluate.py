@@ -1,0 +1,129 @@
+"""The jitted functions behind the methods of a guide, keyed on what is static about it."""
+
+from __future__ import annotations
+
+import functools
+import math
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax, random
+from jaxtyping import Array, Float
+
+from .._model.batch import Batch
+from .._model.model import AbstractModel, at_zero
+from .._model.points import over_points
+from .._model.target import Draw, scaled_sum
+from .._types import Key
+
+if TYPE_CHECKING:
+    from .guide import AutoGuide
+
+Names = tuple[str, ...] | None
+
+
+@functools.partial(jax.jit, static_argnames=("sample_shape", "names", "batch_size"))
+def sample(
+    guide: AutoGuide,
+    key: Key,
+    batch: Batch,
+    sample_shape: tuple[int, ...],
+    names: Names,
+    batch_size: int | None,
+) -> tuple[dict[str, Array], Float[Array, "*sample_shape"]]:
+    """Draw, and return log q of each draw in constrained space."""
+    size = math.prod(sample_shape)
+    keys = random.split(key, 2 * size + 1)
+    indices = guide.indices(keys[0], batch, whole=True)
+
+    def one(pair: Array) -> tuple[dict[str, Array], Array]:
+        target = guide.target(pair[0], batch, indices)
+        draw = guide.family.draw(pair[1], target)
+        score = target.score(draw, forward=True)
+        return _chosen(score.values, guide, names), score.log_q - score.log_det
+
+    pairs = keys[1:].reshape(size, 2)
+    at_once = batch_size is None or batch_size >= size
+    flat = jax.vmap(one)(pairs) if at_once else lax.map(one, pairs, batch_size=batch_size)
+    return jax.tree.map(lambda x: x.reshape(sample_shape + x.shape[1:]), flat)
+
+
+def _chosen(values: dict[str, Array], guide: AutoGuide, names: Names) -> dict[str, Array]:
+    """Return the sites that were asked for; without names, all that the guide answers for."""
+    latents = {s.name for s in guide.structure.latents}
+    held = {s.name for s in guide.family.sites}
+    # What is neither was drawn from the model: a latent of other parts, or data left out.
+    recorded = {n: x for n, x in values.items() if n in held or n not in latents}
+    return recorded if names is None else {n: recorded[n] for n in names}
+
+
+@functools.partial(jax.jit, static_argnames=("names", "num_samples"))
+def quantiles(
+    guide: AutoGuide,
+    level: Float[Array, "*levels"],
+    key: Key,
+    batch: Batch,
+    names: Names,
+    num_samples: int,
+) -> dict[str, Array]:
+    """Return quantiles: closed forms where they are exact, those of draws elsewhere."""
+    closed = jax.vmap(lambda q: _closed_quantile(guide, q, key, batch))(jnp.atleast_1d(level))
+    closed = {n: x.reshape(level.shape + x.shape[1:]) for n, x in closed.items()}
+    # XLA drops the draws of sites that have closed forms.
+    draws, _ = sample(guide, key, batch, (num_samples,), names, None)
+    return {
+        n: closed[n] if n in closed else jnp.quantile(x, level, axis=0).astype(x.dtype)
+        for n, x in draws.items()
+    }
+
+
+def _closed_quantile(
+    guide: AutoGuide, level: Float[Array, ""], key: Key, batch: Batch
+) -> dict[str, Array]:
+    target = guide.target(key, batch, guide.indices(key, batch, whole=True))
+    rising = guide.family.quantile(level, target)
+    if not rising:
+        return {}
+    falling = guide.family.quantile(1 - level, target)
+    sites = target.run(Draw.of(rising), forward=True).sites
+    found = {}
+    for name, u in rising.items():
+        bijection = sites[name].bijection
+        if bijection.monotone and name not in guide.structure.coupled:
+            found[name] = bijection.forward(u if bijection.monotone > 0 else falling[name])
+    return found
+
+
+def log_prob(guide: AutoGuide, latents: dict[str, Any], batch: Batch) -> Array:
+    """Return log q at constrained latents, which may have leading axes."""
+    held = {s.name for s in guide.family.sites}
+    asked = {n: jnp.asarray(x) for n, x in latents.items() if n not in guide.structure.deterministic}
+    return over_points(
+        lambda point: _log_prob(guide, point, batch), asked, held, guide.model, batch
+    )
+
+
+@jax.jit
+def _log_prob(guide: AutoGuide, latents: dict[str, Array], batch: Batch) -> Float[Array, ""]:
+    key = random.key(0)
+    target = guide.target(key, batch, guide.indices(key, batch, whole=True))
+    trace = target.run(Draw.of(latents, "constrained"), forward=True)
+    sites = {name: trace.sites[name] for name in latents}
+    u = {name: site.bijection.inverse(site.value) for name, site in sites.items()}
+    log_q = guide.family.log_q(Draw.of(u), target)
+    if log_q is None or (not log_q and u):
+        raise TypeError(
+            f"{type(guide).__name__} has no density in closed form: its draws come with theirs, see "
+            "sample_and_log_prob."
+        )
+    log_det = (s.plate_scale * jnp.sum(s.bijection.log_det(u[n], s.value)) for n, s in sites.items())
+    return scaled_sum(log_q, trace) - sum(log_det)
+
+
+@jax.jit
+def param_values(model: AbstractModel, batch: Batch) -> dict[str, Any]:
+    """Return the constrained values of the `param` sites."""
+    trace = model.run(batch.without_rows(), random.key(0), at_zero, {})
+    return {name: site.value for name, site in trace.of("param").items()}
+

@@ -1,0 +1,315 @@
+"""A guide: a family bound to a model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jax import random
+from jax.typing import ArrayLike
+from jaxtyping import Array, Bool, Float
+
+from .._family.base import AbstractFamily
+from .._model.batch import Batch, as_batch, blank_batch, options_of
+from .._model.indices import admit, resolve_indices
+from .._model.model import AbstractModel
+from .._model.static import Static
+from .._model.structure import describe
+from .._model.target import Target
+from .._model.trace import Plate, Structure
+from .._numerics import all_finite, is_traced
+from .._types import Key
+from . import evaluate
+
+
+class AutoGuide(eqx.Module):
+    """A family of distributions bound to a model, to be fitted to its posterior.
+
+    It is a pytree whose leaves are its trainable parameters: the family's, and those of the model
+    (`gx.param` sites and the arrays of modules). Every leaf is a strongly typed floating array, so
+    plain `jax.jit`, `jax.grad`, `jax.vmap` and `jax.tree.map` work on it. Every method is pure.
+
+    The methods take the model's arguments, `*args` and `**kwargs`, or one `gx.Batch` in their
+    place. They may be left out where nothing that is asked for depends on them. The methods run
+    through one jitted function each, so they are fast when called plainly. To jit a method yourself
+    write `eqx.filter_jit(guide.sample_posterior)`, or a function of the guide: `jax.jit` cannot take
+    a bound method of a pytree, which has no hash.
+
+    Args:
+        model: The model, with its parameters.
+        family: The family over its latents.
+        structure: What is static about the model.
+        admitted: The plates with latents whose rows may be drawn at random.
+        create_plates: A function of the model's arguments that returns a plate, or several, of the
+            model's language, whose rows the guide then holds.
+    """
+
+    model: AbstractModel
+    family: AbstractFamily
+    structure: Structure = eqx.field(static=True)
+    admitted: tuple[str, ...] = eqx.field(static=True)
+    create_plates: Static | None = eqx.field(static=True)
+
+    def __init__(
+        self,
+        model: AbstractModel,
+        family: AbstractFamily,
+        structure: Structure,
+        admitted: tuple[str, ...] = (),
+        create_plates: Callable[..., Any] | None = None,
+    ):
+        self.model, self.family, self.structure = model, family, structure
+        self.admitted = admitted
+        self.create_plates = None if create_plates is None else Static(create_plates)
+
+    def sample_posterior(
+        self,
+        key: Key,
+        /,
+        *args: Any,
+        sample_shape: tuple[int, ...] = (),
+        sites: Iterable[str] | None = None,
+        batch_size: int | None = None,
+        **kwargs: Any,
+    ) -> dict[str, Array]:
+        """Draw from the guide.
+
+        Plates with latents hold every row, unless the batch says which (`Batch.at`).
+
+        Args:
+            key: For the draws.
+            *args: The model's arguments, or one `gx.Batch`.
+            sample_shape: Leading shape of independent draws.
+            sites: Names of the sites to return; None for all latents and deterministic sites.
+            batch_size: How many draws to compute at a time, to bound memory; None for all.
+            **kwargs: The model's keyword arguments.
+
+        Returns:
+            Site to constrained values of shape `sample_shape + site shape`.
+
+        Raises:
+            TypeError: If the arguments do not fit the model.
+            ValueError: If `sites` names a site that the guide does not hold, if arguments are left
+                out that are needed, or if a batch cannot hold every row of a plate.
+        """
+        options = options_of(AutoGuide.sample_posterior)
+        batch, names = self._request(args, kwargs, options, sites)
+        shape = _shape(sample_shape)
+        return evaluate.sample(self, key, batch, shape, names, _positive(batch_size))[0]
+
+    def sample_and_log_prob(
+        self,
+        key: Key,
+        /,
+        *args: Any,
+        sample_shape: tuple[int, ...] = (),
+        sites: Iterable[str] | None = None,
+        batch_size: int | None = None,
+        **kwargs: Any,
+    ) -> tuple[dict[str, Array], Float[Array, "*sample_shape"]]:
+        """Draw from the guide, with the log density of each draw.
+
+        Arguments and errors are those of `sample_posterior`.
+
+        Returns:
+            The draws, and log q of each in constrained space, of shape `sample_shape`: the log
+            importance weight is `gx.log_joint(guide.model, draws, *args) - log_q`.
+        """
+        options = options_of(AutoGuide.sample_and_log_prob)
+        batch, names = self._request(args, kwargs, options, sites)
+        shape = _shape(sample_shape)
+        return evaluate.sample(self, key, batch, shape, names, _positive(batch_size))
+
+    def log_prob(
+        self, latents: Mapping[str, ArrayLike], /, *args: Any, **kwargs: Any
+    ) -> Float[Array, "..."]:
+        """Return the guide's log density at constrained latents.
+
+        Args:
+            latents: Site to value; leading axes that all of them share are those of several points.
+                Deterministic sites are ignored.
+            *args: The model's arguments, or one `gx.Batch`.
+            **kwargs: The model's keyword arguments.
+
+        Returns:
+            Log densities in constrained space, of the shape of the leading axes.
+
+        Raises:
+            TypeError: If the family has no density in closed form.
+            ValueError: If a latent is missing or unknown, or has a shape that does not fit.
+        """
+        batch, _ = self._request(args, kwargs, options_of(AutoGuide.log_prob), self._held)
+        return evaluate.log_prob(self, dict(latents), batch)
+
+    def median(
+        self,
+        /,
+        *args: Any,
+        key: Key | None = None,
+        num_samples: int = 1000,
+        **kwargs: Any,
+    ) -> dict[str, Array]:
+        """Return the marginal median of each coordinate of each latent and deterministic site.
+
+        See `quantiles` for arguments and errors.
+
+        Returns:
+            Site to medians, of the site's shape.
+        """
+        batch, names = self._request(args, kwargs, options_of(AutoGuide.median), None)
+        key = random.key(0) if key is None else key
+        return evaluate.quantiles(self, jnp.asarray(0.5, float), key, batch, names, num_samples)
+
+    def quantiles(
+        self,
+        q: ArrayLike,
+        /,
+        *args: Any,
+        key: Key | None = None,
+        num_samples: int = 1000,
+        **kwargs: Any,
+    ) -> dict[str, Array]:
+        """Return marginal quantiles of each coordinate of each latent and deterministic site.
+
+        They are exact where the family has them in closed form, the map to the support is monotone
+        coordinate by coordinate, and the support depends on no other latent. Elsewhere they are
+        those of draws.
+
+        Args:
+            q: Levels between 0 and 1.
+            *args: The model's arguments, or one `gx.Batch`.
+            key: For draws; None is `jax.random.key(0)`, so that two calls agree.
+            num_samples: How many draws.
+            **kwargs: The model's keyword arguments.
+
+        Returns:
+            Site to quantiles, of shape `q.shape + site shape`.
+
+        Raises:
+            ValueError: If a level is not between 0 and 1, or arguments are left out that are needed.
+        """
+        batch, names = self._request(args, kwargs, options_of(AutoGuide.quantiles), None)
+        key = random.key(0) if key is None else key
+        return evaluate.quantiles(self, _levels(q), key, batch, names, num_samples)
+
+    def param_values(self, /, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Return the current values of the model's `param` sites.
+
+        Args:
+            *args: The model's arguments, or one `gx.Batch`; they may be left out.
+            **kwargs: The model's keyword arguments.
+
+        Returns:
+            Site to constrained value.
+        """
+        batch = as_batch(self.model, args, kwargs, may_omit=True)
+        if batch.is_empty:
+            batch = blank_batch(self.structure.shapes)
+        return evaluate.param_values(self.model, batch)
+
+    def is_finite(self) -> Bool[Array, ""]:
+        """Say whether every parameter is finite."""
+        return all_finite(self)
+
+    @property
+    def learning_rate(self) -> float:
+        """The rate that `fit` starts its default optimizer with."""
+        return min(self.family.learning_rate, 0.01 if self.model.has_module else 1.0)
+
+    def admit(self, batch: Batch) -> Batch:
+        """Return the batch, marked with the plates whose rows may be drawn at random.
+
+        What uses a batch inside a transformation calls this outside, where values are known.
+
+        Raises:
+            ValueError: If the batch names rows or plates that do not exist.
+        """
+        function = None if self.create_plates is None else self.create_plates.value
+        return admit(self.model, self.structure, self.admitted, batch, function)
+
+    def indices(self, key: Key, batch: Batch, *, whole: bool = False) -> dict[str, Array]:
+        """Return the row numbers of each plate that does not hold all its rows.
+
+        Args:
+            key: For rows that are drawn.
+            batch: The arguments, marked by `admit`.
+            whole: Whether plates with latents hold all rows where nothing else is said.
+
+        Returns:
+            Plate to row numbers.
+
+        Raises:
+            ValueError: If parameters and rows of the arguments would not match.
+        """
+        function = None if self.create_plates is None else self.create_plates.value
+        found = resolve_indices(self.model, self.structure, batch, key, function, whole=whole)
+        return dict(found)
+
+    def target(self, key: Key, batch: Batch, indices: dict[str, Array]) -> Target:
+        """Return the unnormalised posterior that the family draws against."""
+        return Target(self.model, batch, key, indices)
+
+    def plates(self, batch: Batch) -> tuple[Plate, ...]:
+        """Return the plates of the model on these arguments."""
+        return describe(self.model, batch, random.key(0)).plates
+
+    @property
+    def _held(self) -> tuple[str, ...]:
+        return tuple(s.name for s in self.family.sites)
+
+    def _request(
+        self,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        options: frozenset[str],
+        sites: Iterable[str] | None,
+    ) -> tuple[Batch, tuple[str, ...] | None]:
+        """Return the batch, blank where it was left out, and the names of the sites to return."""
+        if isinstance(sites, str):
+            raise TypeError(f"sites takes a list of names; got {sites!r}.")
+        names = None if sites is None else tuple(sites)
+        batch = as_batch(self.model, args, kwargs, options, may_omit=True)
+        shapes, needed = self.structure.shapes, self.structure.needs_arguments
+        if not batch.is_empty or not (shapes.arrays or shapes.layout.constants):
+            return self.admit(batch), names
+        if self.family.reads_batch:
+            raise ValueError("the draws of this guide depend on the model's arguments: pass them.")
+        if missing := sorted(needed & {*self._held, *(names or ())}):
+            raise ValueError(
+                f"the sites {missing} depend on the model's arguments: pass them to this call."
+            )
+        if names is None:
+            recorded = (*self._held, *self.structure.deterministic)
+            names = tuple(n for n in recorded if n not in needed)
+        blank = blank_batch(shapes)
+        return self.admit(blank.at(**batch.rows)), names
+
+
+class AutoContinuous(AutoGuide):
+    """The base of guides over one flat unconstrained vector."""
+
+
+def _shape(sample_shape: Any) -> tuple[int, ...]:
+    try:
+        shape = tuple(int(n) for n in sample_shape)
+    except TypeError:
+        raise TypeError(f"sample_shape is a tuple of sizes, like (1000,); got {sample_shape!r}.") from None
+    if any(n < 0 for n in shape):
+        raise ValueError(f"sample_shape is a tuple of sizes; got {shape}.")
+    return shape
+
+
+def _positive(batch_size: int | None) -> int | None:
+    if batch_size is not None and batch_size < 1:
+        raise ValueError(f"batch_size counts draws, so it is positive; got {batch_size}.")
+    return batch_size
+
+
+def _levels(q: ArrayLike) -> Array:
+    levels = jnp.asarray(q, float)
+    if not is_traced(levels) and not bool(jnp.all((levels >= 0) & (levels <= 1))):
+        raise ValueError(f"quantile levels lie between 0 and 1; got {q}.")
+    return levels

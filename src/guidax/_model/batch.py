@@ -1,0 +1,231 @@
+"""The arguments of one call of a model: traced arrays, static everything else, rows of plates."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import dtypes
+from jax.typing import ArrayLike
+from jaxtyping import Array, Int
+
+from .._numerics import is_traced, strong
+from .static import Static
+
+
+class Layout(NamedTuple):
+    """How the arguments are put together: all of a batch that is static."""
+
+    treedef: Any
+    constants: tuple[tuple[int, Static], ...]  # position among the leaves, value
+
+
+class Shapes(NamedTuple):
+    """A hashable description of a batch, from which a blank one can be made."""
+
+    arrays: tuple[tuple[tuple[int, ...], str], ...]
+    layout: Layout
+
+
+class Batch(eqx.Module):
+    """The arguments of a model, as one value.
+
+    It may stand wherever a model's `*args, **kwargs` may. Arrays and floats are traced and strongly
+    typed; integers, flags, strings, None and functions are static (a new value is a new program),
+    as is what `gx.static` marks.
+
+    Args:
+        *args: Positional arguments of the model: pytrees.
+        **kwargs: Keyword arguments of the model.
+
+    Raises:
+        TypeError: If a leaf is neither an array, nor a number, nor hashable.
+    """
+
+    arrays: tuple[Any, ...]
+    rows: dict[str, Int[Array, " rows"]]
+    layout: Layout = eqx.field(static=True)
+    admitted: tuple[str, ...] = eqx.field(static=True)  # plates whose rows may be drawn: see indices
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        leaves, treedef = jax.tree.flatten((args, kwargs))
+        leaves = [_as_leaf(leaf, i) for i, leaf in enumerate(leaves)]
+        self.arrays = tuple(x for x in leaves if not isinstance(x, Static))
+        self.rows = {}
+        constants = tuple((i, x) for i, x in enumerate(leaves) if isinstance(x, Static))
+        self.layout = Layout(treedef, constants)
+        self.admitted = ()
+
+    def at(self, **rows: Int[ArrayLike, " rows"]) -> Batch:
+        """Say which rows of a plate the arguments hold: `batch.at(data=indices)`.
+
+        Parameters, noise and data then belong to the same rows, and the plate holds as many rows
+        as there are indices in every run of the model.
+
+        Args:
+            **rows: For each plate, by its name, a vector of row numbers from 0 to its size - 1.
+
+        Returns:
+            A new batch.
+
+        Raises:
+            ValueError: If the row numbers are not a vector of integers.
+        """
+        found = {name: _row_numbers(name, value) for name, value in rows.items()}
+        return self._replaced(rows=self.rows | found)
+
+    def without_rows(self) -> Batch:
+        """Return the arguments alone."""
+        return self._replaced(rows={}, admitted=())
+
+    def with_arrays(self, arrays: tuple[Any, ...]) -> Batch:
+        """Return the batch with other values of its traced leaves."""
+        return self._replaced(arrays=arrays)
+
+    def admit(self, plates: Iterable[str]) -> Batch:
+        """Return the batch, marked with the plates whose rows may be drawn at random."""
+        return self._replaced(admitted=tuple(sorted(set(plates))))
+
+    @property
+    def shapes(self) -> Shapes:
+        """What is static about the arguments."""
+        arrays = tuple((tuple(x.shape), str(x.dtype)) for x in self.arrays)
+        return Shapes(arrays, self.layout)
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether there are no arguments at all."""
+        return not self.arrays and not self.layout.constants
+
+    def unpack(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Return the positional and the keyword arguments."""
+        return self._rebuilt(jnp.asarray, lambda constant: constant.value)
+
+    def bound_to(self, signature: inspect.Signature, name: str) -> Batch:
+        """Return the same arguments in the one order that the signature gives them.
+
+        Raises:
+            TypeError: If the arguments do not fit the signature.
+        """
+        args, kwargs = self._rebuilt(lambda array: array, lambda constant: constant)
+        try:
+            bound = signature.bind(*args, **kwargs)
+        except TypeError as error:
+            raise TypeError(
+                f"the arguments do not fit the model {name}{signature}: {error}. Pass them as the "
+                "model itself would be called."
+            ) from None
+        ordered = Batch(*bound.args, **bound.kwargs)
+        return ordered._replaced(rows=self.rows, admitted=self.admitted)
+
+    def _rebuilt(self, of_array: Callable[[Any], Any], of_constant: Callable[[Static], Any]) -> Any:
+        treedef, constants = self.layout
+        fixed = {i: of_constant(x) for i, x in constants}
+        arrays = map(of_array, self.arrays)
+        leaves = [fixed[i] if i in fixed else next(arrays) for i in range(treedef.num_leaves)]
+        return jax.tree.unflatten(treedef, leaves)
+
+    def _replaced(self, **fields: Any) -> Batch:
+        batch = object.__new__(Batch)
+        for name in ("arrays", "rows", "layout", "admitted"):
+            object.__setattr__(batch, name, fields.get(name, getattr(self, name)))
+        return batch
+
+
+def blank_batch(shapes: Shapes) -> Batch:
+    """Return zeros in the shapes of `Batch.shapes`, made by NumPy: nothing compiles."""
+    arrays = tuple(np.zeros(shape, dtype) for shape, dtype in shapes.arrays)
+    batch = object.__new__(Batch)
+    fields = {"arrays": arrays, "rows": {}, "layout": shapes.layout, "admitted": ()}
+    for name, value in fields.items():
+        object.__setattr__(batch, name, value)
+    return batch
+
+
+def as_batch(
+    model: Any,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    options: frozenset[str] = frozenset(),
+    *,
+    may_omit: bool = False,
+) -> Batch:
+    """Return what stands in the place of a model's arguments, bound to the model's signature.
+
+    Args:
+        model: An `AbstractModel`.
+        args: Positional arguments of the call: the model's, or one batch.
+        kwargs: Keyword arguments of the call that are none of its options.
+        options: Names of the keyword options of the call.
+        may_omit: Whether the arguments may be left out altogether.
+
+    Returns:
+        The batch; an empty one if the arguments are left out.
+
+    Raises:
+        TypeError: If a batch stands beside other arguments, if the arguments do not fit the model,
+            or if the model has a parameter that is also an option of the call.
+    """
+    batch = next((x for x in (*args, *kwargs.values()) if isinstance(x, Batch)), None)
+    signature = model.signature()
+    if batch is None:
+        names = frozenset() if signature is None else _named(signature)
+        if clash := sorted(names & options):
+            raise TypeError(
+                f"the model has parameters {clash}, which are also options of this call: pass the "
+                "model's arguments as one gx.Batch(...)."
+            )
+        batch = Batch(*args, **kwargs)
+    elif len(args) != 1 or kwargs:
+        beside = [name for name, x in kwargs.items() if not isinstance(x, Batch)]
+        raise TypeError(
+            "a gx.Batch holds all arguments of the model, so nothing may stand beside it; got "
+            f"{len(args)} positional arguments and the keywords {beside}. Put them all into the "
+            "batch."
+        )
+    if signature is None or (may_omit and batch.is_empty):
+        return batch
+    return batch.bound_to(signature, model.name)
+
+
+def options_of(function: Callable[..., Any]) -> frozenset[str]:
+    """Return the keyword-only parameters of a function."""
+    parameters = inspect.signature(function).parameters.values()
+    return frozenset(p.name for p in parameters if p.kind is p.KEYWORD_ONLY)
+
+
+def _named(signature: inspect.Signature) -> frozenset[str]:
+    unnamed = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    return frozenset(p.name for p in signature.parameters.values() if p.kind not in unnamed)
+
+
+def _as_leaf(leaf: Any, position: int) -> Any:
+    """Return a strongly typed array, or a constant."""
+    if isinstance(leaf, jax.Array):
+        return strong(leaf) if getattr(leaf, "weak_type", False) else leaf
+    if isinstance(leaf, np.ndarray) and leaf.dtype.kind not in "OSUMmV":
+        return leaf
+    if isinstance(leaf, (float, complex)):
+        return np.asarray(leaf, dtypes.canonicalize_dtype(type(leaf).__mro__[-2]))
+    if isinstance(leaf, np.inexact):
+        return np.asarray(leaf)
+    try:
+        return leaf if isinstance(leaf, Static) else Static(leaf)
+    except TypeError as error:
+        raise TypeError(f"leaf {position} of the model's arguments: {error}") from None
+
+
+def _row_numbers(name: str, value: Any) -> Array:
+    if not is_traced(value):
+        value = np.asarray(value)
+    if value.ndim != 1 or not jnp.issubdtype(value.dtype, jnp.integer):
+        raise ValueError(
+            f"at({name}=...) takes a vector of integer row numbers; got {value.dtype} of shape "
+            f"{tuple(value.shape)}."
+        )
+    return jnp.asarray(value)

@@ -1,0 +1,164 @@
+"""Messages that primitives send, and the stack of handlers that they pass through."""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from .trace import Plate
+
+_STACK: contextvars.ContextVar[tuple[Messenger, ...]] = contextvars.ContextVar(
+    "guidax_handlers", default=()
+)
+
+
+@dataclasses.dataclass
+class Message:
+    """What a primitive says to the handlers around it; they may answer by changing it.
+
+    Attributes:
+        kind: sample, param, deterministic, plate, subsample or prng_key.
+        name: Name of the site or plate.
+        fn: The distribution of a sample site; the starting value of a param.
+        value: The value, once it is known. For a plate, its row numbers.
+        observed: Whether the value is data.
+        plates: The plates around the site, innermost first.
+        scale: What the log density is multiplied by.
+        mask: None, `False`, or an array that is false where an entry is padding.
+        key: A random key, once a handler has given one.
+        info: What else the kind needs.
+        stop: Whether the handlers further out do not see the message.
+    """
+
+    kind: str
+    name: str = ""
+    fn: Any = None
+    value: Any = None
+    observed: bool = False
+    plates: tuple[Plate, ...] = ()
+    scale: Any = 1.0
+    mask: Any = None
+    key: Any = None
+    info: dict[str, Any] = dataclasses.field(default_factory=dict)
+    stop: bool = False
+
+    @property
+    def batch_shape(self) -> tuple[int, ...]:
+        """Batch shape of a sample site: its distribution's, broadcast to the plates.
+
+        Raises:
+            ValueError: If the distribution does not fit a plate.
+        """
+        own = tuple(self.fn.batch_shape)
+        shape = [1] * max((-p.dim for p in self.plates), default=0)
+        for p in self.plates:
+            shape[p.dim] = p.rows
+            if len(own) >= -p.dim and own[p.dim] not in (1, p.rows):
+                raise ValueError(
+                    f"site {self.name!r} has a distribution of batch shape {own}, but plate "
+                    f"{p.name!r} holds {p.rows} rows at dim {p.dim}: give it 1 or {p.rows} entries "
+                    "there, or move the axis into the event (distrax.Independent)."
+                )
+        return jnp.broadcast_shapes(tuple(shape), own)
+
+    @property
+    def wants_key(self) -> bool:
+        """Whether a random key is still missing."""
+        random_kind = self.kind in ("sample", "prng_key", "plate")
+        return random_kind and self.value is None and self.key is None
+
+
+class Messenger:
+    """The running side of a handler: made for one run, thrown away after it."""
+
+    def process(self, msg: Message) -> None:
+        """See the message on its way out."""
+
+    def finish(self, msg: Message) -> None:
+        """See the message on its way back in, when its value is known."""
+
+
+def enter(messenger: Messenger) -> None:
+    """Put a messenger on the stack, innermost."""
+    _STACK.set((*_STACK.get(), messenger))
+
+
+def leave() -> None:
+    """Take the innermost messenger off the stack."""
+    _STACK.set(_STACK.get()[:-1])
+
+
+@contextlib.contextmanager
+def isolated(messenger: Messenger) -> Iterator[None]:
+    """Run with one messenger alone: handlers of the caller are not the model's."""
+    token = _STACK.set((messenger,))
+    try:
+        yield
+    finally:
+        _STACK.reset(token)
+
+
+def send(msg: Message) -> Message:
+    """Pass a message outwards through the handlers, then back inwards.
+
+    Raises:
+        ValueError: If a sample site gets neither a value nor a key.
+    """
+    stack, depth = _STACK.get(), 0
+    for messenger in reversed(stack):
+        depth += 1
+        messenger.process(msg)
+        if msg.stop:
+            break
+    if msg.kind == "sample" and msg.value is None:
+        msg.value = broadcast_sample(msg.fn, _required_key(msg), msg.batch_shape)
+    for messenger in stack[len(stack) - depth :]:
+        messenger.finish(msg)
+    return msg
+
+
+def key_of(msg: Message) -> Array:
+    """Send a message that asks for a key alone, and return the key."""
+    return _required_key(send(msg))
+
+
+def _required_key(msg: Message) -> Array:
+    if msg.key is None:
+        raise ValueError(
+            f"{msg.kind} {msg.name!r} needs a random key: run the program under "
+            "gx.handlers.seed(model, key)."
+        )
+    return msg.key
+
+
+def broadcast_sample(fn: Any, key: Array, batch_shape: tuple[int, ...]) -> Array:
+    """Draw independently along every axis that a plate adds to the batch shape, or widens in it."""
+    own = tuple(fn.batch_shape)
+    pad = len(batch_shape) - len(own)
+    wide = [i for i, n in enumerate(own) if n != batch_shape[pad + i]]
+    extra = (*batch_shape[:pad], *(batch_shape[pad + i] for i in wide))
+    x = fn.sample(seed=key, sample_shape=extra)
+    # The axes of `extra` lead: move each widened one beside its axis of length 1, which goes.
+    for done, i in enumerate(wide):
+        to = pad + (len(wide) - done - 1) + i
+        x = jnp.squeeze(jnp.moveaxis(x, pad, to), to + 1)
+    return x
+
+
+class KeySource:
+    """Hands out one key after another."""
+
+    def __init__(self, key: Array):
+        self._key = key
+
+    def next(self) -> Array:
+        """Return a fresh key."""
+        self._key, key = jax.random.split(self._key)
+        return key

@@ -1,0 +1,32 @@
+"""Priors that are independent normals in unconstrained space."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from jaxtyping import Array
+
+from .trace import Site
+
+
+def normal_prior(site: Site) -> tuple[Array, Array] | None:
+    """Return mean and standard deviation of a latent's unconstrained value, or None.
+
+    Classes are told by name, so that the normals of every model language count: distrax's and
+    TFP's here, NumPyro's without importing it.
+    """
+    if site.kind != "latent":
+        return None
+    return _parameters(site.distribution)
+
+
+def _parameters(distribution: Any) -> tuple[Array, Array] | None:
+    name = type(distribution).__name__
+    if name in ("Independent", "ExpandedDistribution"):
+        inner = getattr(distribution, "base_dist", None)
+        return _parameters(distribution.distribution if inner is None else inner)
+    if name in ("Normal", "LogNormal"):  # log x is the unconstrained value of a positive x
+        return distribution.loc, distribution.scale
+    if name == "MultivariateNormalDiag" and hasattr(distribution, "scale_diag"):
+        return distribution.loc, distribution.scale_diag
+    return None

@@ -1,0 +1,97 @@
+"""Functions of constrained latents that may have leading axes: the log joint density."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import random
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float
+
+from .._numerics import is_traced
+from .batch import Batch, as_batch
+from .indices import drawable_plates
+from .model import AbstractModel, at_zero
+from .program import as_model
+from .structure import describe
+from .target import Draw, Target
+
+
+def log_joint(
+    model: Any, latents: Mapping[str, ArrayLike], /, *args: Any, **kwargs: Any
+) -> Float[Array, "..."]:
+    """Return the log density of latents and observations together.
+
+    Every row of a plate counts where the model takes the rows of its data itself; a ready-made
+    batch counts N/B.
+
+    Args:
+        model: A model, such as `guide.model`, with its trained parameters; or a callable.
+        latents: Site to constrained value, as `sample_posterior` returns them; leading axes that
+            all of them share are those of several points. Deterministic sites are ignored.
+        *args: The model's arguments, or one `gx.Batch`.
+        **kwargs: The model's keyword arguments.
+
+    Returns:
+        Log joint densities, of the shape of the leading axes.
+
+    Raises:
+        TypeError: If the arguments do not fit the model.
+        ValueError: If a latent is missing or unknown, or has a shape that does not fit.
+    """
+    model = as_model(model)
+    batch = as_batch(model, args, kwargs)
+    structure = describe(model, batch, random.key(0))
+    short = tuple(p for p in structure.plates if p.rows < p.size and p.name not in batch.rows)
+    traced = is_traced((model, batch))
+    batch = batch.admit(() if traced else drawable_plates(model, batch, short))
+    values = {n: jnp.asarray(x) for n, x in latents.items() if n not in structure.deterministic}
+    names = {s.name for s in structure.latents}
+    return over_points(lambda point: _log_joint(model, point, batch), values, names, model, batch)
+
+
+@jax.jit
+def _log_joint(
+    model: AbstractModel, latents: dict[str, Array], batch: Batch
+) -> Float[Array, ""]:
+    plates = {p.name: p for p in describe(model, batch, random.key(0)).plates}
+    whole = {name: jnp.arange(plates[name].size) for name in batch.admitted}
+    target = Target(model, batch, random.key(0), whole | batch.rows)
+    return target.score(Draw.of(latents, "constrained")).log_density
+
+
+def over_points(
+    fn: Callable[[dict[str, Array]], Array],
+    latents: dict[str, Array],
+    expected: set[str],
+    model: AbstractModel,
+    batch: Batch,
+) -> Array:
+    """Apply a function to each point of latents that may have leading axes.
+
+    Raises:
+        ValueError: If latents are missing or unknown, or their leading axes differ.
+    """
+    if expected != latents.keys():
+        raise ValueError(
+            f"latents must hold the sites {sorted(expected)}: missing "
+            f"{sorted(expected - latents.keys())}, unknown {sorted(latents.keys() - expected)}."
+        )
+    ndims = jax.eval_shape(_ranks, model, batch)
+    ndims = {name: len(x.shape) for name, x in ndims.items()}
+    leads = {name: x.shape[: x.ndim - ndims[name]] for name, x in latents.items()}
+    lead = next(iter(leads.values()))
+    if any(other != lead for other in leads.values()):
+        raise ValueError(f"the leading axes of the latents differ: {leads}.")
+    for _ in lead:
+        fn = jax.vmap(fn)
+    return fn(latents)
+
+
+@jax.jit
+def _ranks(model: AbstractModel, batch: Batch) -> dict[str, Array]:
+    trace = model.run(batch, random.key(0), at_zero, {})
+    return {name: site.value for name, site in trace.of("latent").items()}

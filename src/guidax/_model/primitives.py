@@ -1,0 +1,263 @@
+"""The words of the model language."""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Callable
+from typing import Any
+
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+from jaxtyping import Array, Int
+
+from . import constraints
+from .constraint_types import Constraint
+from .messages import Message, Messenger, enter, key_of, leave, send
+from .rows import draw_rows
+from .trace import Plate
+
+
+def sample(name: str, dist: Any, obs: ArrayLike | None = None) -> Array:
+    """Draw a random variable, or score an observation.
+
+    Args:
+        name: Name of the site, once in a model.
+        dist: A distribution of distrax or of TFP's JAX substrate, as it is. It broadcasts to the
+            plates around.
+        obs: The observed value, of shape `batch + event`; it may have further leading axes of
+            independent observations. None for a latent.
+
+    Returns:
+        The value.
+
+    Raises:
+        TypeError: If `name` is no string or `dist` no distribution.
+        ValueError: If the shapes of distribution, observation and plates do not fit.
+    """
+    _require_name("sample", name)
+    if not (hasattr(dist, "log_prob") and hasattr(dist, "batch_shape")):
+        raise TypeError(
+            f"site {name!r}: {dist!r} is not a distribution. Give one of distrax's or of TFP's JAX "
+            "substrate."
+        )
+    if type(dist).__module__.startswith("numpyro."):
+        raise TypeError(
+            f"site {name!r} has a NumPyro distribution, {type(dist).__name__}. Use distrax's or "
+            "TFP's here, or write the model in NumPyro and wrap it: gx.from_numpyro(model)."
+        )
+    value = None if obs is None else jnp.asarray(obs)
+    return send(Message("sample", name, dist, value, observed=obs is not None)).value
+
+
+def param(
+    name: str, init: ArrayLike | Callable[[Array], Array], constraint: Constraint = constraints.real
+) -> Array:
+    """Give a constant of the model that is trained with the guide.
+
+    Args:
+        name: Name of the site; the same parameter may be read several times.
+        init: Starting value, in the constraint, or a function of a random key that returns it.
+        constraint: Where the value must lie.
+
+    Returns:
+        The current value: `guide.param_values()` reads it back after a fit.
+
+    Raises:
+        TypeError: If the name is no string, or `constraint` is no constraint.
+    """
+    _require_name("param", name)
+    if not isinstance(constraint, Constraint):
+        raise TypeError(
+            f"param {name!r}: constraint takes one of gx.constraints; got {constraint!r}."
+        )
+    value = send(Message("param", name, fn=init, info={"constraint": constraint})).value
+    return starting_value(init) if value is None else value
+
+
+def starting_value(init: Any) -> Array:
+    """Return the starting value of a param, floating, from a value or from a function of a key."""
+    value = jnp.asarray(init(prng_key()) if callable(init) else init)
+    return value if jnp.issubdtype(value.dtype, jnp.floating) else value.astype(float)
+
+
+def deterministic(name: str, value: Any) -> Any:
+    """Record a value under a name, so that it comes back with posterior draws.
+
+    Args:
+        name: Name of the site.
+        value: An array computed from latents and arguments.
+
+    Returns:
+        The value.
+    """
+    _require_name("deterministic", name)
+    return send(Message("deterministic", name, value=jnp.asarray(value))).value
+
+
+def factor(name: str, log_factor: ArrayLike) -> None:
+    """Add a term to the log density.
+
+    Inside a plate it broadcasts to the plate's rows, as an observation does.
+
+    Args:
+        name: Name of the site.
+        log_factor: The term, a number or an array of the batch shape.
+    """
+    _require_name("factor", name)
+    term = Unit(jnp.asarray(log_factor))
+    send(Message("sample", name, term, jnp.zeros((*term.batch_shape, 0)), observed=True))
+
+
+class Unit:
+    """The distribution of an empty value, whose log density is given: what `factor` observes."""
+
+    def __init__(self, log_factor: Array):
+        self.log_factor = log_factor
+        self.batch_shape = jnp.shape(log_factor)
+        self.event_shape = (0,)
+        self.dtype = jnp.result_type(log_factor, float)
+
+    def log_prob(self, value: Array) -> Array:
+        """Return the factor, whatever the value."""
+        return jnp.broadcast_to(self.log_factor, jnp.shape(value)[:-1])
+
+    def sample(self, *, seed: Array, sample_shape: tuple[int, ...] = ()) -> Array:
+        """Return the empty value."""
+        del seed
+        return jnp.zeros((*sample_shape, *self.batch_shape, 0), self.dtype)
+
+
+def subsample(data: ArrayLike, event_dim: int = 0) -> Array:
+    """Return the rows of `data` that the plates around hold.
+
+    Args:
+        data: An array with all rows of the plates, at the plates' dims counted from the left of its
+            last `event_dim` axes.
+        event_dim: How many trailing axes belong to one event.
+
+    Returns:
+        The rows. An axis of length 1 is left as it is.
+
+    Raises:
+        ValueError: If the axis of a plate has another length than the plate.
+    """
+    return send(Message("subsample", value=jnp.asarray(data), info={"event_dim": event_dim})).value
+
+
+def prng_key() -> Array:
+    """Return a random key of the run's own.
+
+    Raises:
+        ValueError: If no handler gives keys.
+    """
+    return key_of(Message("prng_key"))
+
+
+class plate(Messenger):
+    """Rows that are independent given everything outside: a context manager.
+
+    Entering it gives the row numbers that this run holds, of shape `(rows,)`. One object may be
+    entered several times and holds the same rows each time.
+
+    Args:
+        name: Name of the plate.
+        size: How many rows there are.
+        subsample_size: How many of them a run holds, drawn at random without replacement; the
+            log densities inside are multiplied by `size / subsample_size`. None for all.
+        dim: Axis of the batch shape that the rows take, negative; None for the rightmost free one.
+
+    Raises:
+        TypeError: If a size is not an integer.
+        ValueError: If `size`, `subsample_size` or `dim` is out of range, or `dim` is taken.
+    """
+
+    def __init__(
+        self, name: str, size: int, subsample_size: int | None = None, dim: int | None = None
+    ):
+        _require_name("plate", name)
+        rows = size if subsample_size is None else subsample_size
+        for label, number in (("size", size), ("subsample_size", rows)):
+            if isinstance(number, bool) or not hasattr(number, "__index__"):
+                raise TypeError(
+                    f"plate {name!r}: {label} must be a Python integer, since shapes depend on it; "
+                    f"got {number!r}. An array's shape[0] is one."
+                )
+        if not 1 <= rows <= size:
+            raise ValueError(
+                f"plate {name!r} holds {rows} of {size} rows: it needs 1 <= subsample_size <= size."
+            )
+        if dim is not None and dim >= 0:
+            raise ValueError(
+                f"plate {name!r}: dim counts batch axes from the right, so it is negative; got {dim}."
+            )
+        self.name, self.size, self.dim = name, int(size), dim
+        self._rows = int(rows)
+        self._frame: Plate | None = None
+        self._indices: Any = None
+        self._takes_rows = self._rows < self.size
+
+    def __enter__(self) -> Int[Array, " rows"]:
+        if self._frame is None:
+            self._choose_rows()
+        enter(self)
+        return self._indices
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: types.TracebackType | None,
+    ) -> None:
+        leave()
+
+    def _choose_rows(self) -> None:
+        msg = Message("plate", self.name, info={"size": self.size, "rows": self._rows})
+        msg.value = None if self._rows < self.size else jnp.arange(self.size)
+        everything = msg.value
+        send(msg)
+        self._takes_rows = msg.value is not everything or everything is None
+        if msg.value is None:
+            key = msg.key if msg.key is not None else prng_key()
+            msg.value = draw_rows(key, self.size, self._rows)
+        taken = {p.dim for p in msg.plates}
+        dim = self.dim
+        if dim is None:
+            dim = next(d for d in range(-1, -len(taken) - 2, -1) if d not in taken)
+        if dim in taken:
+            raise ValueError(
+                f"plate {self.name!r} takes dim {dim}, which a plate around it has already: leave "
+                "dim out, or give another."
+            )
+        self._indices = msg.value
+        self._frame = Plate(self.name, self.size, dim, msg.value.shape[0])
+
+    def process(self, msg: Message) -> None:
+        """Tell the message that it is inside."""
+        assert self._frame is not None
+        if any(p.dim == self._frame.dim for p in msg.plates):
+            raise ValueError(
+                f"plate {self.name!r} at dim {self._frame.dim} surrounds another plate at the same "
+                f"dim around {msg.name!r}: give one of them another dim."
+            )
+        msg.plates = (*msg.plates, self._frame)
+
+    def finish(self, msg: Message) -> None:
+        """Take the rows of `subsample`."""
+        assert self._frame is not None
+        if msg.kind != "subsample" or not self._takes_rows:
+            return
+        axis = jnp.ndim(msg.value) - msg.info["event_dim"] + self._frame.dim
+        if axis < 0 or msg.value.shape[axis] == 1:
+            return
+        if msg.value.shape[axis] != self.size:
+            raise ValueError(
+                f"subsample inside plate {self.name!r} of size {self.size} got data of shape "
+                f"{msg.value.shape}, which has {msg.value.shape[axis]} rows on that axis: give all "
+                "rows, or leave subsample out where the data hold the right ones already."
+            )
+        msg.value = jnp.take(msg.value, self._indices, axis)
+
+
+def _require_name(word: str, name: Any) -> None:
+    if not isinstance(name, str):
+        raise TypeError(f"{word} takes a name first, a string; got {name!r}.")

@@ -1,0 +1,302 @@
+"""The search for a starting point where the density and its gradient are finite."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jax import lax, random
+from jaxtyping import Array, Bool, Float
+
+from .._numerics import all_finite, is_traced, strong
+from .._types import Key
+from .batch import Batch
+from .indices import drawable_plates
+from .model import AbstractModel, at_zero
+from .structure import describe, probe
+from .target import Draw, Target
+from .trace import Indices, LatentSpec, Site, Structure, Trace
+
+TRIES = 100
+
+
+@dataclasses.dataclass(frozen=True)
+class Start:
+    """What a constructor begins with.
+
+    It may stand where the model stands, so that a list searches once for all its parts.
+
+    Attributes:
+        model: The model, with its parameters.
+        batch: The arguments.
+        location: Unconstrained values with all rows of plates, by site.
+        structure: Static facts about the model.
+        admitted: Plates whose rows may be drawn at random.
+    """
+
+    model: AbstractModel
+    batch: Batch
+    location: dict[str, Array]
+    structure: Structure
+    admitted: tuple[str, ...]
+
+    def only(self, names: frozenset[str]) -> Start:
+        """Return the share of some of the latents."""
+        structure = self.structure.only(names)
+        location = {s.name: self.location[s.name] for s in structure.latents}
+        return dataclasses.replace(self, structure=structure, location=location)
+
+
+class _Found(eqx.Module):
+    """What the jitted search returns."""
+
+    params: dict[str, Any]
+    location: dict[str, Array]
+    ok: Bool[Array, ""]
+    terms: dict[str, Float[Array, ""]]
+    outside: dict[str, Array]  # observed and param sites: number of values outside the support
+    leaks: dict[str, Array]  # padded latents: whether another term reads a masked entry
+
+
+def find_start(
+    model: AbstractModel,
+    batch: Batch,
+    key: Key,
+    strategy: Callable[[Site, Key], Array],
+    *,
+    draws_rows: bool = False,
+) -> Start:
+    """Search a start, and check what can be checked while values are known.
+
+    Args:
+        model: The model.
+        batch: The arguments.
+        key: For the search.
+        strategy: Chooses a constrained value for each latent.
+        draws_rows: Whether rows of full plates may be drawn too (`create_plates`).
+
+    Returns:
+        The start. Under a transformation a failed search leaves NaN in its location.
+
+    Raises:
+        TypeError: If a latent is discrete.
+        ValueError: If the model has no latent, if a latent's support has no bijector, if
+            observations lie outside their support, if a masked latent is read by another term, or
+            if no start is found.
+    """
+    structure = describe(model, batch, key)
+    _require_continuous(model, structure)
+    local = tuple(p for p in structure.local_plates if p.rows < p.size or draws_rows)
+    admitted = () if is_traced((model, batch)) else drawable_plates(model, batch, local)
+    found = _search(model, batch.admit(admitted), key, strategy)
+    if not is_traced(found):
+        _raise_for(found)
+    model = model.with_params(found.params)
+    return Start(model, batch, found.location, structure, admitted)
+
+
+def _require_continuous(model: AbstractModel, structure: Structure) -> None:
+    for name, why in structure.obstacles:
+        raise ValueError(f"latent site {name!r}: {why}")
+    if not structure.latents:
+        raise ValueError(
+            f"the model {model.name} has no latent site: nothing to infer. Is it a model in guidax's "
+            "language (gx.sample), and is not every site observed?"
+        )
+
+
+@jax.jit
+def _search(model: AbstractModel, batch: Batch, key: Key, strategy: Any) -> _Found:
+    plain = batch.without_rows()
+    structure = probe(model, plain, key)
+    indices = _rows_of_start(structure, batch)
+    params = initial_params(model, plain, key, structure.params, indices)
+    model = model.with_params(params)
+    keys = random.split(key, (TRIES, len(structure.latents)))  # one generator call for them all
+
+    @jax.jit
+    def attempt(row: Array) -> tuple[dict[str, Array], dict[str, Array], Array, dict[str, Array]]:
+        return _attempt(model, plain, key, strategy, structure, indices, row)
+
+    shapes = jax.eval_shape(attempt, keys[0])
+    blank = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+
+    def again(carry: Any) -> Array:
+        return (carry[0] < TRIES) & ~carry[1][2]
+
+    def once(carry: Any) -> Any:
+        return carry[0] + 1, attempt(keys[carry[0]])
+
+    _, (u, full, ok, terms) = lax.while_loop(again, once, (0, blank))
+    target = Target(model, plain, key, dict(indices))
+    # A failed member of an ensemble is visible, and harms no other.
+    full = jax.tree.map(lambda x: strong(jnp.where(ok, x, jnp.nan)), full)
+    return _Found(
+        params=jax.tree.map(strong, params),
+        location=full,
+        ok=ok,
+        terms=terms,
+        outside=_outside(target.run(Draw.of(u))),
+        leaks={name: _leak(target, u, name) for name in structure.padded},
+    )
+
+
+def _rows_of_start(structure: Structure, batch: Batch) -> Indices:
+    """All rows of plates with latents where the model can hold them, else those of the batch."""
+    found = {}
+    for p in structure.local_plates:
+        if p.name in batch.rows:
+            found[p.name] = batch.rows[p.name]
+        elif p.rows < p.size and p.name in batch.admitted:
+            found[p.name] = jnp.arange(p.size)
+    return found
+
+
+def initial_params(
+    model: AbstractModel, batch: Batch, key: Key, names: tuple[str, ...], indices: Indices
+) -> dict[str, Any]:
+    """Return unconstrained values of the `param` sites: those of the model, else their starts."""
+    params = dict(model.params)
+    missing = [name for name in names if name not in params]
+    if missing:
+        sites = model.run(batch, key, at_zero, indices).sites
+        params |= {n: sites[n].bijection.inverse(sites[n].value) for n in missing}
+    return params
+
+
+def _attempt(
+    model: AbstractModel,
+    batch: Batch,
+    key: Key,
+    strategy: Any,
+    structure: Structure,
+    indices: Indices,
+    row: Array,
+) -> tuple[dict[str, Array], dict[str, Array], Array, dict[str, Array]]:
+    """Return one starting point, the same with all rows, whether it is usable, and its terms."""
+    keys = dict(zip([s.name for s in structure.latents], row, strict=True))
+    given: dict[str, Array] = {}  # values that a strategy gave for all rows of a plate
+
+    def choose(site: Site) -> Array:
+        value = jnp.asarray(strategy(site, keys[site.name])).astype(site.dtype)
+        return _of_run(site, value, indices, given)
+
+    sites = model.run(batch, key, choose, indices).sites
+    u, full = {}, {}
+    for s in structure.latents:
+        site = sites[s.name]
+        u[s.name] = site.bijection.inverse(site.value).astype(s.dtype)
+        all_rows = site.bijection.inverse(given[s.name]) if s.name in given else u[s.name]
+        full[s.name] = _with_all_rows(all_rows.astype(s.dtype), s)
+    target = Target(model, batch, key, dict(indices))
+
+    def density(u: dict[str, Array]) -> tuple[Array, dict[str, Array]]:
+        score = target.score(Draw.of(u))
+        return score.log_density, score.terms
+
+    (value, terms), grads = value_and_gradient(density, u)
+    return u, full, all_finite((value, grads)), terms
+
+
+def value_and_gradient(fn: Callable[[Any], tuple[Array, Any]], x: Any) -> tuple[Any, Any]:
+    """Return `(value, aux), gradient`, in forward mode where reverse mode does not exist."""
+    try:
+        return jax.value_and_grad(fn, has_aux=True)(x)
+    except ValueError as error:
+        if "Reverse-mode" not in str(error):
+            raise
+        return fn(x), jax.jacfwd(lambda x: fn(x)[0])(x)
+
+
+def _of_run(site: Site, value: Array, indices: Indices, given: dict[str, Array]) -> Array:
+    """Return the rows that the run holds of a value that a strategy chose."""
+    shape = (*site.batch_shape, *site.event_shape)
+    if value.shape == shape:
+        return value
+    full = list(shape)
+    for p in site.plates:
+        full[len(site.batch_shape) + p.dim] = p.size
+    unknown = [p.name for p in site.plates if p.rows < p.size and p.name not in indices]
+    if value.shape == tuple(full) and not unknown:
+        given[site.name] = value
+        for p in site.plates:
+            if p.name in indices:
+                value = jnp.take(value, indices[p.name], axis=len(site.batch_shape) + p.dim)
+        return value
+    hint = ""
+    if unknown and value.shape == tuple(full):
+        hint = f" Say which rows the arguments hold: gx.Batch(...).at({unknown[0]}=row_numbers)."
+    raise ValueError(
+        f"the starting value of site {site.name!r} has shape {value.shape}; expected "
+        f"{tuple(full)}: all rows of its plates, or a single number.{hint}"
+    )
+
+
+def _with_all_rows(u: Array, spec: LatentSpec) -> Array:
+    """A ready-made batch says nothing about the other rows: these start at its rows' mean."""
+    for _, axis in spec.plates:
+        if u.shape[axis] != spec.shape[axis]:
+            shape = (*u.shape[:axis], spec.shape[axis], *u.shape[axis + 1 :])
+            u = jnp.broadcast_to(jnp.mean(u, axis, keepdims=True), shape)
+    return u
+
+
+def _outside(trace: Trace) -> dict[str, Array]:
+    """Count the values outside the support, by observed or param site."""
+    found = {}
+    for site in (*trace.of("observed").values(), *trace.of("param").values()):
+        if site.contains is None or site.mask is False:
+            continue
+        inside = jnp.asarray(site.contains(site.value))
+        if site.mask is not None:
+            inside = inside | ~jnp.broadcast_to(site.mask, inside.shape)
+        found[site.name] = jnp.sum(~inside)
+    return found
+
+
+def _leak(target: Target, u: dict[str, Array], name: str) -> Bool[Array, ""]:
+    """Say whether a term of another site has a gradient in a masked entry of this one."""
+
+    def others(value: Array) -> tuple[Array, Site]:
+        draw = Draw.of({**u, name: value})
+        trace = target.run(draw)
+        terms = target.score_trace(trace, draw).terms
+        return sum((t for n, t in terms.items() if n != name), jnp.zeros(())), trace.sites[name]
+
+    site = others(u[name])[1]
+    (_, _), grad = value_and_gradient(lambda value: (others(value)[0], None), u[name])
+    ndim = len(site.batch_shape)
+    mask = jnp.broadcast_to(jnp.asarray(site.mask), site.batch_shape)
+    masked = ~mask.reshape(mask.shape + (1,) * (grad.ndim - ndim))
+    return jnp.any(masked & (grad != 0))
+
+
+def _raise_for(found: _Found) -> None:
+    """Raise the first complaint."""
+    for name, count in found.outside.items():
+        if int(count):
+            raise ValueError(
+                f"site {name!r}: {int(count)} of its values lie outside the support of its "
+                "distribution or constraint (NaN lies in none). Correct the data, or mask missing "
+                "entries: gx.handlers.mask(mask=~jnp.isnan(y))."
+            )
+    for name, leak in found.leaks.items():
+        if bool(leak):
+            raise ValueError(
+                f"site {name!r} has masked entries that another term of the model reads. A masked "
+                "latent entry is padding: mask the terms that read it too, or take the mask off."
+            )
+    if bool(found.ok):
+        return
+    terms = {name: float(term) for name, term in found.terms.items()}
+    shown = "\n".join(f"    {name}: {value:.6g}" for name, value in terms.items())
+    raise ValueError(
+        f"no starting point with finite log density and gradient in {TRIES} tries. Log density by "
+        f"site at the last one:\n{shown}\nA value of nan or -inf names the site to look at; where all "
+        "are finite the gradient is not. Try init_loc_fn=gx.init_to_median() or "
+        "gx.init_to_value({...})."
+    )

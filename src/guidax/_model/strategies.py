@@ -1,0 +1,171 @@
+"""Where a fit may start: strategies that choose a constrained value for each latent."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jax import random
+from jax.typing import ArrayLike
+from jaxtyping import Array
+
+from .._types import Key
+from .static import Static
+from .trace import Site
+
+Strategy = Callable[[Site, Key], Array]
+
+
+class init_to_uniform(eqx.Module):
+    """Start uniformly between `-radius` and `radius` in unconstrained space.
+
+    Args:
+        radius: Half the width of the interval.
+
+    Raises:
+        ValueError: If `radius` is negative.
+    """
+
+    radius: float = eqx.field(static=True, default=2.0)
+
+    def __check_init__(self) -> None:
+        if not self.radius >= 0:
+            raise ValueError(f"init_to_uniform: radius is a half-width, not {self.radius}.")
+
+    def __call__(self, site: Site, key: Key) -> Array:
+        """Return a constrained value for the live site."""
+        zero = site.zeros()
+        u = random.uniform(key, zero.shape, zero.dtype, -self.radius, self.radius)
+        return site.bijection.forward(u)
+
+
+class init_to_median(eqx.Module):
+    """Start at the median of prior draws; uniformly where the prior cannot be drawn from.
+
+    Args:
+        num_samples: How many draws.
+
+    Raises:
+        ValueError: If `num_samples` is not positive.
+    """
+
+    num_samples: int = eqx.field(static=True, default=15)
+
+    def __check_init__(self) -> None:
+        if self.num_samples < 1:
+            raise ValueError(f"init_to_median: num_samples must be positive, not {self.num_samples}.")
+
+    def __call__(self, site: Site, key: Key) -> Array:
+        """Return a constrained value for the live site.
+
+        The median is taken in unconstrained space, so that it lies in the support.
+        """
+        if site.sample is None:
+            return init_to_uniform()(site, key)
+        draws = jax.vmap(site.sample)(random.split(key, self.num_samples))
+        u = jax.vmap(site.bijection.inverse)(draws)
+        return site.bijection.forward(jnp.median(u, axis=0))
+
+
+class init_to_mean(eqx.Module):
+    """Start at the prior mean; at the median where it is not known or not finite."""
+
+    def __call__(self, site: Site, key: Key) -> Array:
+        """Return a constrained value for the live site."""
+        fallback = init_to_median()(site, key)
+        if site.mean is None:
+            return fallback
+        try:
+            mean = site.mean()
+        except (NotImplementedError, AttributeError):
+            return fallback
+        u = site.bijection.inverse(mean)
+        usable = jnp.all(jnp.isfinite(mean)) & jnp.all(jnp.isfinite(u))
+        return jnp.where(usable, mean, fallback)
+
+
+class init_to_sample(eqx.Module):
+    """Start at a prior draw; uniformly where the prior cannot be drawn from."""
+
+    def __call__(self, site: Site, key: Key) -> Array:
+        """Return a constrained value for the live site."""
+        return init_to_uniform()(site, key) if site.sample is None else site.sample(key)
+
+
+class init_to_feasible(eqx.Module):
+    """Start at zero in unconstrained space."""
+
+    def __call__(self, site: Site, key: Key) -> Array:
+        """Return a constrained value for the live site."""
+        del key
+        return site.bijection.forward(site.zeros())
+
+
+class init_to_value(eqx.Module):
+    """Start at given values; elsewhere as `fallback` says.
+
+    Args:
+        values: Constrained values by site, of the site's full shape (all rows of its plates), or
+            single numbers that fill it.
+        fallback: The strategy for sites without a value.
+
+    Raises:
+        TypeError: If `values` is no dictionary.
+        ValueError: When used, if a value has another shape.
+    """
+
+    values: dict[str, Any]
+    fallback: Any
+
+    def __init__(self, values: Mapping[str, ArrayLike], fallback: Any = init_to_uniform):
+        if not isinstance(values, Mapping):
+            raise TypeError(f"init_to_value takes a dictionary from site to value; got {values!r}.")
+        self.values = {name: jnp.asarray(value) for name, value in values.items()}
+        self.fallback = as_strategy(fallback)
+
+    def __call__(self, site: Site, key: Key) -> Array:
+        """Return a constrained value for the live site, possibly with all rows of its plates."""
+        if site.name not in self.values:
+            return self.fallback(site, key)
+        value = self.values[site.name]
+        shape = (*site.batch_shape, *site.event_shape)
+        return jnp.broadcast_to(value, shape) if value.ndim == 0 else value
+
+
+class by_site(eqx.Module):
+    """One strategy for each of several sets of sites: how the parts of a list start."""
+
+    strategies: tuple[Any, ...]
+    of_site: tuple[tuple[str, int], ...] = eqx.field(static=True)
+
+    def __call__(self, site: Site, key: Key) -> Array:
+        """Return a constrained value for the live site."""
+        return self.strategies[dict(self.of_site)[site.name]](site, key)
+
+
+class _Function(eqx.Module):
+    """A user's own strategy, which is static."""
+
+    function: Static = eqx.field(static=True)
+
+    def __call__(self, site: Site, key: Key) -> Array:
+        return self.function.value(site, key)
+
+
+def as_strategy(strategy: Any) -> eqx.Module:
+    """Return a strategy as a module; `init_to_median` stands for `init_to_median()`.
+
+    Raises:
+        TypeError: If it cannot be called.
+    """
+    if isinstance(strategy, type) and issubclass(strategy, eqx.Module):
+        strategy = strategy()
+    if not callable(strategy):
+        raise TypeError(
+            "init_loc_fn takes a strategy such as gx.init_to_median(), or a function of a site and a "
+            f"key that returns a constrained value; got {strategy!r}."
+        )
+    return strategy if isinstance(strategy, eqx.Module) else _Function(Static(strategy))

@@ -1,0 +1,111 @@
+"""Static facts about a model, found by tracing it once on arguments of given shapes."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import equinox as eqx
+import jax
+from jaxtyping import Array
+
+from .._types import Key
+from .batch import Batch
+from .dependencies import Reads, dependencies
+from .model import AbstractModel, at_zero
+from .trace import LatentSpec, Site, Structure, Trace
+
+_NEEDS_PYTHON = (
+    jax.errors.ConcretizationTypeError,
+    jax.errors.TracerArrayConversionError,
+    jax.errors.TracerIntegerConversionError,
+)
+
+
+class _StaticOutput(eqx.Module):
+    value: Any = eqx.field(static=True)
+
+
+def describe(model: AbstractModel, batch: Batch, key: Key) -> Structure:
+    """Return the structure of a model, traced once for each structure of the arguments.
+
+    JAX caches it: it is the static output of a jitted function of which only the shape is asked.
+
+    Raises:
+        TypeError: If the model uses the value of a traced argument in Python.
+    """
+    return jax.eval_shape(_describe, model, batch.without_rows(), key).value
+
+
+@jax.jit
+def _describe(model: AbstractModel, batch: Batch, key: Key) -> _StaticOutput:
+    return _StaticOutput(probe(model, batch, key))
+
+
+def probe(model: AbstractModel, batch: Batch, key: Key) -> Structure:
+    """Return the structure of a model inside a trace; see `describe`."""
+    try:
+        return _probe(model, batch, key)
+    except _NEEDS_PYTHON as error:
+        raise TypeError(
+            f"the model {model.name} uses the value of an array or float argument in Python (a size, "
+            "a branch, np.unique, …), but such arguments are traced. Pass that argument as "
+            f"gx.static(value). JAX says: {str(error).splitlines()[0]}"
+        ) from error
+
+
+def _probe(model: AbstractModel, batch: Batch, key: Key) -> Structure:
+    trace = model.run(batch, key, at_zero, {})
+    latents = trace.of("latent").values()
+    specs = tuple(latent_spec(s) for s in latents if s.has_bijection)
+    reads = _reads(model, batch, key, trace, specs)
+    recorded = {s.name for s in specs} | trace.of("deterministic").keys()
+    needs = (n for n in recorded if any(r.startswith("['arguments']") for r in reads[n]))
+    structure = Structure(
+        latents=specs,
+        plates=tuple(trace.plates.values()),
+        params=tuple(trace.of("param")),
+        deterministic=tuple(trace.of("deterministic")),
+        obstacles=tuple((s.name, str(s.bijection)) for s in latents if not s.has_bijection),
+        padded=tuple(s.name for s in latents if s.is_padded),
+        needs_arguments=frozenset(needs),
+        coupled=frozenset(s.name for s in specs if _reads_another(s.name, reads[s.name])),
+        local_shapes=None,
+        shapes=batch.shapes,
+    )
+    holds_rows = any(s.plates for s in specs)
+    return dataclasses.replace(structure, local_shapes=batch.shapes if holds_rows else None)
+
+
+def latent_spec(site: Site) -> LatentSpec:
+    """Return the static facts about a live latent, with all rows of its plates."""
+    u = jax.eval_shape(site.bijection.inverse, site.value)
+    shape, ndim = list(u.shape), len(site.batch_shape)
+    for p in site.plates:
+        shape[ndim + p.dim] = p.size
+    plates = tuple((p.name, ndim + p.dim) for p in site.plates)
+    return LatentSpec(site.name, tuple(shape), plates, str(u.dtype))
+
+
+def _reads_another(name: str, reads: Reads) -> bool:
+    own = f"['latents']['{name}']"
+    return any(r.startswith("['latents']") and r != own for r in reads)
+
+
+def _reads(
+    model: AbstractModel, batch: Batch, key: Key, trace: Trace, specs: tuple[LatentSpec, ...]
+) -> dict[str, Reads]:
+    """For each latent and deterministic site: which arguments and latents its value reads."""
+
+    def values(inputs: dict[str, Any]) -> dict[str, Any]:
+        u = inputs["latents"]
+
+        def choose(site: Site) -> Array | None:
+            return site.bijection.forward(u[site.name]) if site.name in u else None
+
+        again = batch.with_arrays(inputs["arguments"])
+        sites = model.run(again, key, choose, {}).sites.values()
+        return {s.name: s.value for s in sites if s.kind in ("latent", "deterministic")}
+
+    latents = {s.name: trace.sites[s.name].zeros() for s in specs}
+    return dependencies(values, {"arguments": batch.arrays, "latents": latents})

@@ -1,0 +1,52 @@
+"""Small numerical helpers without state."""
+
+from __future__ import annotations
+
+import functools
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
+from jaxtyping import Array, Bool, Float, PyTree
+
+HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)
+
+
+def inverse_softplus(x: float) -> float:
+    """Return the number whose softplus is `x`; on the host, where it compiles nothing."""
+    return x + math.log(-math.expm1(-x))
+
+
+def filled_like(tree: PyTree, value: float) -> PyTree[Array]:
+    """Return the same tree of arrays filled with one number, built by NumPy: nothing compiles."""
+    return jax.tree.map(lambda x: jnp.asarray(np.full(x.shape, value, x.dtype)), tree)
+
+
+def log_normal(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """Return the standard normal log density of each entry."""
+    return -0.5 * x**2 - HALF_LOG_2PI
+
+
+def sum_trailing(x: Array, ndim: int) -> Array:
+    """Sum every axis after the first `ndim`."""
+    return jnp.sum(x, axis=tuple(range(ndim, jnp.ndim(x))))
+
+
+def strong(x: ArrayLike) -> Array:
+    """Return a strongly typed array. A weakly typed leaf would make a second call trace again."""
+    x = jnp.asarray(x)
+    return x.astype(x.dtype)
+
+
+def all_finite(tree: PyTree) -> Bool[Array, ""]:
+    """Say whether every entry of every leaf is finite."""
+    flags = (jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(tree))
+    return functools.reduce(jnp.logical_and, flags, jnp.array(True))
+
+
+def is_traced(tree: Any) -> bool:
+    """Say whether any leaf is a tracer, so that its value is not known in Python."""
+    return any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(tree))
