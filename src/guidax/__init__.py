@@ -10,6 +10,7 @@ from ._guide.delta import AutoDelta as AutoDelta
 from ._guide.guide import AutoContinuous as AutoContinuous
 from ._guide.guide import AutoGuide as AutoGuide
 from ._guide.normal import AutoNormal as AutoNormal
+from ._model.adapters import from_numpyro as from_numpyro
 from ._model.batch import Batch as Batch
 from ._model.bijectors import biject_to as biject_to
 from ._model.improper import ImproperUniform as ImproperUniform

@@ -15,6 +15,7 @@ from .._model.batch import Batch
 from .._model.model import AbstractModel, at_zero
 from .._model.points import over_points
 from .._model.target import Draw, scaled_sum
+from .._model.trace import Trace
 from .._types import Key
 
 if TYPE_CHECKING:
@@ -40,8 +41,9 @@ def sample(
     def one(pair: Array) -> tuple[dict[str, Array], Array]:
         target = guide.target(pair[0], batch, indices)
         draw = guide.family.draw(pair[1], target)
-        score = target.score(draw, forward=True)
-        return _chosen(score.values, guide, names), score.log_q - score.log_det
+        trace = target.run(draw, forward=True)
+        score = target.score_trace(trace, draw)
+        return _chosen(trace, guide, names), score.log_q - score.log_det
 
     pairs = keys[1:].reshape(size, 2)
     at_once = batch_size is None or batch_size >= size
@@ -49,13 +51,22 @@ def sample(
     return jax.tree.map(lambda x: x.reshape(sample_shape + x.shape[1:]), flat)
 
 
-def _chosen(values: dict[str, Array], guide: AutoGuide, names: Names) -> dict[str, Array]:
-    """Return the sites that were asked for; without names, all that the guide answers for."""
-    latents = {s.name for s in guide.structure.latents}
+def _chosen(trace: Trace, guide: AutoGuide, names: Names) -> dict[str, Array]:
+    """Return the sites that were asked for; without names, all that the guide answers for.
+
+    Other latents were drawn from the model: those of other parts, and data that were left out.
+    """
     held = {s.name for s in guide.family.sites}
-    # What is neither was drawn from the model: a latent of other parts, or data left out.
-    recorded = {n: x for n, x in values.items() if n in held or n not in latents}
-    return recorded if names is None else {n: recorded[n] for n in names}
+    sites = trace.sites.values()
+    found = {s.name: s.value for s in sites if s.kind == "deterministic" or s.name in held}
+    if names is None:
+        return found
+    if unknown := [n for n in names if n not in found]:
+        raise ValueError(
+            f"the guide has no latent or deterministic sites {unknown}; it has {sorted(found)}. "
+            "Observations are predicted by gx.Predictive(guide.model, draws)."
+        )
+    return {n: found[n] for n in names}
 
 
 @functools.partial(jax.jit, static_argnames=("names", "num_samples"))

@@ -1,0 +1,299 @@
+"""An unmodified NumPyro model behind the seam: the one file that imports NumPyro.
+
+Handlers, distributions and supports are NumPyro's own; this reads its trace.
+"""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+from numpyro import distributions as dist
+from numpyro import handlers
+from numpyro import plate as numpyro_plate
+from numpyro.distributions import biject_to, constraints, transforms
+from numpyro.distributions.distribution import ExpandedDistribution, MaskedDistribution
+from numpyro.primitives import Messenger
+
+from .._numerics import sum_trailing
+from .._types import Key
+from .batch import Batch
+from .messages import KeySource
+from .model import AbstractModel, Choose, SplitCallable
+from .trace import Bijection, Indices, Plate, Site, Trace
+
+
+class NumPyroModel(AbstractModel):
+    """A NumPyro program. See `guidax.from_numpyro`."""
+
+    params: dict[str, Any]
+    fn: SplitCallable
+
+    def __init__(self, fn: Callable[..., Any]):
+        self.params = {}
+        self.fn = SplitCallable(fn)
+
+    @property
+    def arrays(self) -> Any:
+        """The floating arrays of the module, in the module's own shape."""
+        return self.fn.arrays
+
+    @property
+    def name(self) -> str:
+        return self.fn.name
+
+    @property
+    def has_module(self) -> bool:
+        return self.fn.has_arrays
+
+    def signature(self) -> inspect.Signature | None:
+        return self.fn.signature()
+
+    def run(self, batch: Batch, key: Key, choose: Choose, indices: Indices) -> Trace:
+        args, kwargs = batch.unpack()
+        values = _Values(key, choose, self.params, indices)
+        seeded = handlers.seed(rng_seed=values.keys.next())
+        substituted = handlers.substitute(substitute_fn=values)
+        with handlers.trace() as messages, seeded, substituted, warnings.catch_warnings():
+            # Rows that are given may be more or fewer than the model's subsample_size.
+            warnings.filterwarnings("ignore", "subsample_size does not match", UserWarning)
+            result = self.fn.build()(*args, **kwargs)
+        sites: dict[str, Site] = {}
+        plates: dict[str, Plate] = {}
+        for name, msg in messages.items():
+            kind = msg["type"]
+            if kind == "sample":
+                site = _site(msg, values.sizes)
+                sites[name] = site
+                for p in site.plates:
+                    _record(plates, p)
+            elif kind == "deterministic":
+                sites[name] = Site(name, "deterministic", msg["value"])
+            elif kind == "param":
+                value = values.params.get(name, msg["value"])
+                sites[name] = Site(name, "param", value, bijection=_param_bijection(msg))
+            elif kind == "mutable":
+                raise ValueError(
+                    f"site {name!r} is numpyro's `mutable`: state that a run changes has no place in "
+                    "a pure function. Pass the state as an argument of the model, and return it."
+                )
+        for name, size in values.sizes.items():
+            plates.setdefault(name, Plate(name, size, 0, values.rows[name]))
+        return Trace(sites, plates, result)
+
+    def plate_rows(self, create_plates: Callable[..., Any], batch: Batch, key: Key) -> Indices:
+        args, kwargs = batch.unpack()
+        with handlers.seed(rng_seed=key):
+            made = create_plates(*args, **kwargs)
+        made = made if isinstance(made, (tuple, list)) else (made,)
+        for each in made:
+            if not isinstance(each, numpyro_plate):
+                raise TypeError(
+                    f"create_plates returns a numpyro.plate or several of them; it returned {each!r}."
+                )
+        return {each.name: each._indices for each in made}
+
+
+class _Values:
+    """What NumPyro's `substitute` asks for each message."""
+
+    def __init__(self, key: Array, choose: Choose, params: dict[str, Any], indices: Indices):
+        self.keys = KeySource(key)
+        self._choose, self._params, self._indices = choose, params, indices
+        self.sizes: dict[str, int] = {}  # of the plates, as written
+        self.rows: dict[str, int] = {}
+        self.params: dict[str, Any] = {}  # full values: a plate keeps only its rows of them
+
+    def __call__(self, msg: dict[str, Any]) -> Any:
+        kind, name = msg["type"], msg["name"]
+        if kind == "plate":
+            return self._plate(name, *msg["args"])
+        if kind == "param":
+            return self._param(msg)
+        if kind == "sample" and not msg["is_observed"] and not _is_delta(msg["fn"]):
+            return self._choose(_site(msg, self.sizes))
+        return None
+
+    def _plate(self, name: str, size: int, rows: int | None) -> Any:
+        if self.sizes.setdefault(name, size) != size:
+            raise ValueError(
+                f"plate {name!r} appears with size {self.sizes[name]} and with size {size}: one name "
+                "is one plate."
+            )
+        given = self._indices.get(name)
+        self.rows[name] = given.shape[0] if given is not None else rows or size
+        return given
+
+    def _param(self, msg: dict[str, Any]) -> Any:
+        name, init = msg["name"], msg["args"][0] if msg["args"] else None
+        if name in self._params:
+            value = _param_bijection(msg).forward(self._params[name])
+        elif init is None:  # a network asks whether its parameters are there already
+            return self.params.get(name)
+        else:
+            value = init(self.keys.next()) if callable(init) else init
+            value = self.params.get(name, value)
+        self.params[name] = value
+        return value
+
+
+def _record(plates: dict[str, Plate], p: Plate) -> None:
+    if plates.setdefault(p.name, p) != p:
+        raise ValueError(
+            f"plate {p.name!r} appears at dim {plates[p.name].dim} and at dim {p.dim}: one name is "
+            "one plate."
+        )
+
+
+def _param_bijection(msg: dict[str, Any]) -> Bijection:
+    """Return the bijection of a parameter, which may be a pytree."""
+    transform = biject_to(msg["kwargs"].get("constraint", constraints.real))
+
+    def over(function: Callable[[Array], Array]) -> Callable[[Any], Any]:
+        return lambda tree: jax.tree.map(lambda x: function(_floating(x)), tree)
+
+    return Bijection(over(transform), over(transform.inv), transform.log_abs_det_jacobian)
+
+
+def _floating(x: Any) -> Array:
+    x = jnp.asarray(x)
+    return x if jnp.issubdtype(x.dtype, jnp.floating) else x.astype(float)
+
+
+def _site(msg: dict[str, Any], sizes: dict[str, int]) -> Site:
+    """Return the site of a message, which is only read: NumPyro shares it with other handlers."""
+    fn, sample_shape = msg["fn"], tuple(msg["kwargs"].get("sample_shape", ()))
+    shape, observed = sample_shape + tuple(fn.batch_shape), msg["is_observed"]
+    event = tuple(fn.event_shape)
+    frames = sorted(msg["cond_indep_stack"], key=lambda f: f.dim)
+    plates = tuple(Plate(f.name, sizes.get(f.name, f.size), f.dim, f.size) for f in frames)
+    scale = 1.0 if msg["scale"] is None else msg["scale"]
+    for p in plates:
+        if p.rows < p.size:  # NumPyro's scale holds N/B too
+            scale = scale * (p.rows / p.size)
+    if observed and msg["value"] is not None:
+        # Observations may stand on further leading axes, which log_prob broadcasts to.
+        value_batch = jnp.shape(msg["value"])[: jnp.ndim(msg["value"]) - len(event)]
+        shape = jnp.broadcast_shapes(shape, value_batch)
+    drawable = not _is_improper(fn)
+    is_delta = not observed and _is_delta(fn)
+    return Site(
+        name=msg["name"],
+        kind="observed" if observed else "deterministic" if is_delta else "latent",
+        value=msg["value"],
+        distribution=fn,
+        batch_shape=shape,
+        event_shape=event,
+        plates=plates,
+        scale=scale,
+        mask=_mask(fn),
+        log_prob=lambda x: jnp.broadcast_to(fn.log_prob(x), shape),
+        sample=(lambda key: fn.sample(key, sample_shape)) if drawable else None,
+        mean=(lambda: jnp.broadcast_to(fn.mean, shape + event)) if drawable else None,
+        bijection=None if observed else _bijection(fn, len(shape)),
+        contains=fn.support if observed and fn.support is not None else None,
+        dtype=_dtype(fn),
+    )
+
+
+def _base(fn: Any) -> Any:
+    while isinstance(fn, (ExpandedDistribution, MaskedDistribution, dist.Independent)):
+        fn = fn.base_dist
+    return fn
+
+
+def _is_improper(fn: Any) -> bool:
+    return isinstance(_base(fn), dist.ImproperUniform)
+
+
+def _is_delta(fn: Any) -> bool:
+    """A point has no density: its value is known."""
+    return isinstance(_base(fn), dist.Delta)
+
+
+def _mask(fn: Any) -> Any:
+    mask = None
+    while isinstance(fn, (ExpandedDistribution, MaskedDistribution)):
+        if isinstance(fn, MaskedDistribution):
+            own = fn._mask
+            if own is False:
+                return False
+            if own is not True:
+                own = jnp.asarray(own)
+                mask = own if mask is None else mask & own
+        fn = fn.base_dist
+    return mask
+
+
+def _dtype(fn: Any) -> Any:
+    leaves = [x for x in jax.tree.leaves(fn) if jnp.issubdtype(jnp.result_type(x), jnp.floating)]
+    return jnp.result_type(*(leaves or [float]))
+
+
+def _bijection(fn: Any, batch_ndim: int) -> Bijection | Exception:
+    support = fn.support
+    if support is None:
+        return TypeError(f"{type(fn).__name__} states no support")
+    if support.is_discrete:
+        return TypeError(
+            f"{type(_base(fn)).__name__} is discrete; guides need continuous latents. Sum it out, or "
+            "observe it."
+        )
+    if _base(support) is constraints.circular or support is constraints.circular:
+        return ValueError(
+            "its support is circular: mass cannot wrap around the ends of an interval. "
+            "Reparameterise, e.g. numpyro.handlers.reparam with CircularReparam."
+        )
+    try:
+        transform = biject_to(support)
+    except NotImplementedError:
+        return ValueError(
+            f"its support {support} has no bijector. Reparameterise, e.g. numpyro.handlers.reparam "
+            "with ProjectedNormalReparam for a sphere."
+        )
+
+    def log_det(u: Array, x: Array) -> Array:
+        return sum_trailing(transform.log_abs_det_jacobian(u, x), batch_ndim)
+
+    return Bijection(transform, transform.inv, log_det, _monotone(transform))
+
+
+def _monotone(transform: Any) -> int:
+    """Return 1 or -1 for coordinatewise increasing or decreasing, as far as its type says."""
+    if isinstance(transform, transforms.IndependentTransform):
+        return _monotone(transform.base_transform)
+    if isinstance(transform, transforms.ComposeTransform):
+        sign = 1
+        for part in transform.parts:
+            sign *= _monotone(part)
+        return sign
+    if isinstance(transform, transforms.AffineTransform):
+        if isinstance(transform.domain, type(constraints.unit_interval)):
+            return 1  # of an interval: its scale is a width
+        scale = transform.scale
+        return 0 if not isinstance(scale, (int, float)) or scale == 0 else 1 if scale > 0 else -1
+    increasing = (
+        transforms.IdentityTransform,
+        transforms.ExpTransform,
+        transforms.SigmoidTransform,
+        transforms.SoftplusTransform,
+    )
+    return int(isinstance(transform, increasing))
+
+
+class _Refuser(Messenger):
+    def process_message(self, msg: dict[str, Any]) -> None:
+        raise TypeError(
+            f"the model calls numpyro.{msg['type']} (site {msg['name']!r}), but it was passed as one "
+            "in guidax's own language: wrap it, gx.from_numpyro(model)."
+        )
+
+
+def refuse_sites() -> Messenger:
+    """Return a context in which a NumPyro site is an error that says to wrap the model."""
+    return _Refuser()
