@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import distrax
-import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array
 
+from .._numerics import is_traced
 from . import bijector_maps as maps
 from . import constraints as c
 from . import matrix_maps
@@ -35,19 +37,29 @@ def biject_to(constraint: Any) -> distrax.Bijector:
         ValueError: If no bijector fits the set's topology: `circular` and `sphere`.
         TypeError: If the constraint is discrete, or of an unknown class.
     """
-    if isinstance(constraint, c.Constraint):
-        if constraint.is_discrete:
-            reason = getattr(constraint, "reason", "")
-            raise TypeError(
-                f"the support {constraint!r} is discrete{': ' * bool(reason)}{reason}; guides need "
-                "continuous latents. Sum the discrete variable out, or observe it."
-            )
-        raise TypeError(
-            f"no bijector is known for the constraint {constraint!r}. Decorate a function from it to "
-            f"a distrax bijector with gx.biject_to.register({type(constraint).__name__})."
+    raise _refusal(constraint)
+
+
+@biject_to.register(c.IntegerInterval)
+@biject_to.register(c.IntegerGreaterThan)
+def _(constraint: c.Constraint) -> distrax.Bijector:
+    raise _refusal(constraint)
+
+
+def _refusal(constraint: Any) -> TypeError:
+    if not isinstance(constraint, c.Constraint):
+        return TypeError(
+            f"biject_to takes a constraint, such as gx.constraints.positive; got {constraint!r}."
         )
-    raise TypeError(
-        f"biject_to takes a constraint, such as gx.constraints.positive; got {constraint!r}."
+    if constraint.is_discrete:
+        what = getattr(constraint, "reason", "") or repr(constraint)
+        return TypeError(
+            f"the support is discrete ({what}); guides need continuous latents. Sum the discrete "
+            "variable out, or observe it."
+        )
+    return TypeError(
+        f"no bijector is known for the constraint {constraint!r}. Decorate a function from it to "
+        f"a distrax bijector with gx.biject_to.register({type(constraint).__name__})."
     )
 
 
@@ -94,3 +106,146 @@ def _(constraint: c.GreaterThan) -> distrax.Bijector:
 @biject_to.register(c.LessThan)
 def _(constraint: c.LessThan) -> distrax.Bijector:
     return maps.Below(constraint.high)
+
+
+@biject_to.register(c.Circular)
+def _(constraint: c.Circular) -> distrax.Bijector:
+    raise ValueError(
+        "the support is circular: no map from the reals lets mass cross the end of an interval. Take "
+        "the angle of a plane vector instead: give `xy` two normal coordinates, use "
+        "jnp.arctan2(xy[1], xy[0]), and add the angle's own log density with gx.factor."
+    )
+
+
+@biject_to.register(c.Sphere)
+def _(constraint: c.Sphere) -> distrax.Bijector:
+    raise ValueError(
+        "the support is a sphere, onto which no map from the reals is one to one. Normalise a normal "
+        "vector instead: v / jnp.linalg.norm(v) is uniform, and gx.factor adds the density's own term."
+    )
+
+
+@biject_to.register(c.Independent)
+def _(constraint: c.Independent) -> distrax.Bijector:
+    return _over(biject_to(constraint.base), constraint.ndims)
+
+
+@biject_to.register(c.Transformed)
+def _(constraint: c.Transformed) -> distrax.Bijector:
+    return Pushforward(constraint.bijector, biject_to(constraint.base), constraint.base.event_dim)
+
+
+_MAPS: dict[type, Callable[[], distrax.Bijector]] = {
+    c.Simplex: maps.StickBreaking,
+    c.Ordered: maps.Ordered,
+    c.PositiveOrdered: lambda: distrax.Chain([_over(maps.Exp(), 1), maps.Ordered()]),
+    c.L1Ball: maps.L1Ball,
+    c.LowerCholesky: matrix_maps.LowerCholesky,
+    c.SoftplusLowerCholesky: matrix_maps.SoftplusLowerCholesky,
+    c.ScaledUnitLowerCholesky: matrix_maps.ScaledUnitLowerCholesky,
+    c.CorrCholesky: matrix_maps.CorrCholesky,
+    c.CorrMatrix: lambda: distrax.Chain(
+        [matrix_maps.TimesTranspose(unit_rows=True), matrix_maps.CorrCholesky()]
+    ),
+    c.PositiveDefinite: lambda: distrax.Chain(
+        [matrix_maps.TimesTranspose(unit_rows=False), matrix_maps.LowerCholesky()]
+    ),
+    c.PositiveSemidefinite: lambda: distrax.Chain(
+        [matrix_maps.TimesTranspose(unit_rows=False), matrix_maps.LowerCholesky()]
+    ),
+}
+
+
+def _from_table(constraint: c.Constraint) -> distrax.Bijector:
+    """Return the map of a constraint without parameters, or of a subclass of one."""
+    return next(_MAPS[kind] for kind in type(constraint).__mro__ if kind in _MAPS)()
+
+
+for _kind in _MAPS:
+    biject_to.register(_kind)(_from_table)
+
+
+@biject_to.register(c.ZeroSum)
+def _(constraint: c.ZeroSum) -> distrax.Bijector:
+    return maps.ZeroSum(constraint.event_dim)
+
+
+def _over(bijector: distrax.Bijector, ndims: int) -> distrax.Bijector:
+    """Apply a bijector along `ndims` further axes, which its log-determinant sums."""
+    return distrax.Block(bijector, ndims) if ndims else bijector
+
+
+class Pushforward(maps.AbstractMap):
+    """A bijector of distrax or TFP after one of ours, whose result has `ndims` event axes."""
+
+    def __init__(self, outer: Any, inner: distrax.Bijector, ndims: int):
+        taken, given = bijector_event_ndims(outer)
+        super().__init__(
+            event_ndims_in=inner.event_ndims_in + max(taken - ndims, 0),
+            event_ndims_out=given + max(ndims - taken, 0),
+        )
+        self.outer = outer
+        self.inner = inner
+        self._ndims, self._extra = ndims, ndims - taken
+
+    def forward(self, x: Array) -> Array:
+        return self.outer.forward(self.inner.forward(x))
+
+    def inverse(self, y: Array) -> Array:
+        return self.inner.inverse(self.outer.inverse(y))
+
+    def forward_log_det_jacobian(self, x: Array) -> Array:
+        middle, log_det = self.inner.forward_and_log_det(x)
+        if isinstance(self.outer, distrax.Bijector):
+            outer = self.outer.forward_log_det_jacobian(middle)
+            return log_det + outer.sum(axis=tuple(range(-self._extra, 0)))
+        # TFP sums the event axes itself, and leaves out the batch of a constant Jacobian.
+        return log_det + self.outer.forward_log_det_jacobian(middle, event_ndims=self._ndims)
+
+
+_INCREASING = ("Exp", "Sigmoid", "Softplus", "Shift", "Identity", "Expm1", "Softsign", "Tanh")
+
+
+def monotonicity(bijector: Any) -> int:
+    """Return 1 or -1 where a bijector increases or decreases coordinate by coordinate, else 0.
+
+    It is 0, too, where the answer depends on traced values or the class is unknown.
+    """
+    if isinstance(bijector, maps.AbstractScalarMap):
+        return 1 if bijector.increasing else -1
+    if isinstance(bijector, Pushforward):
+        return monotonicity(bijector.outer) * monotonicity(bijector.inner)
+    if isinstance(bijector, distrax.Chain):
+        return math.prod(monotonicity(part) for part in bijector.bijectors)
+    if isinstance(bijector, distrax.Block):
+        return monotonicity(bijector.bijector)
+    if isinstance(bijector, distrax.Inverse):
+        return monotonicity(bijector.bijector)
+    if isinstance(bijector, distrax.ScalarAffine):
+        return _common_sign(bijector.scale)
+    if isinstance(bijector, (distrax.Sigmoid, distrax.Tanh)):
+        return 1
+    return _tfp_monotonicity(bijector)
+
+
+def _tfp_monotonicity(bijector: Any) -> int:
+    """Answer for the commonest bijectors of TFP, by name: nothing of TFP is imported."""
+    kind = type(bijector)
+    if not kind.__module__.startswith("tensorflow_probability."):
+        return 0
+    name = kind.__name__.lstrip("_")
+    if name == "Chain":
+        return math.prod(monotonicity(part) for part in bijector.bijectors)
+    if name == "Invert":
+        return monotonicity(bijector.bijector)
+    if name == "Scale":
+        return _common_sign(bijector.scale)
+    return int(name in _INCREASING)
+
+
+def _common_sign(scale: Any) -> int:
+    """Return the sign that all entries share, or 0."""
+    if scale is None or is_traced(scale):
+        return 0
+    signs = set(np.sign(np.asarray(scale)).ravel().tolist())
+    return int(signs.pop()) if len(signs) == 1 else 0

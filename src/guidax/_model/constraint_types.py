@@ -426,9 +426,9 @@ def bijector_event_ndims(bijector: Any) -> tuple[int, int]:
         ("event_ndims_in", "event_ndims_out"),
         ("forward_min_event_ndims", "inverse_min_event_ndims"),
     ):
-        ndims = tuple(getattr(bijector, name, None) for name in names)
-        if all(isinstance(n, int) for n in ndims):
-            return ndims
+        ndims_in, ndims_out = (getattr(bijector, name, None) for name in names)
+        if hasattr(ndims_in, "__index__") and hasattr(ndims_out, "__index__"):
+            return int(ndims_in), int(ndims_out)
     raise TypeError(
         f"expected a distrax bijector, or a TFP bijector of one array; got {bijector!r}. Write a "
         "subclass of distrax.Bijector for other maps."
