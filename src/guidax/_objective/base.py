@@ -7,12 +7,15 @@ from typing import Any
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 from jax import random
 from jaxtyping import Array, Float
 
 from .._guide.guide import AutoGuide
 from .._model.batch import Batch, as_batch
-from .._model.target import Target
+from .._model.start import value_and_gradient
+from .._model.target import Draw, Target
+from .._numerics import all_finite
 from .._types import Key
 
 
@@ -58,16 +61,26 @@ class AbstractObjective(eqx.Module):
 
     def loss(self, guide: AutoGuide, key: Key, batch: Batch) -> Float[Array, ""]:
         """Return the loss on a batch that `guide.admit` has marked."""
-        keys = random.split(key, 2 * self.num_particles + 1)  # one generator call
-        indices = guide.indices(keys[0], batch)  # shared by guide, model, scale and particles
+        pairs, indices = self._randomness(guide, key, batch)
         self.check(guide, batch, indices)
 
         def one(pair: Array) -> Array:
             return self.particle(guide, pair[1], guide.target(pair[0], batch, indices))
 
         if self.num_particles == 1:
-            return -self.combine(one(keys[1:])[None])
-        return -self.combine(jax.vmap(one)(keys[1:].reshape(self.num_particles, 2)))
+            return -self.combine(one(pairs[0])[None])
+        return -self.combine(jax.vmap(one)(pairs))
+
+    def not_finite(self, guide: AutoGuide, key: Key, batch: Batch) -> tuple[str, ...]:
+        """Return the sites whose log density, or its gradient, `loss` finds not to be finite."""
+        return tuple(n for n, finite in _finite_sites(self, guide, key, batch).items() if not finite)
+
+    def _randomness(
+        self, guide: AutoGuide, key: Key, batch: Batch
+    ) -> tuple[Array, dict[str, Array]]:
+        """Return two keys for each particle, and the row numbers that all of them share."""
+        keys = random.split(key, 2 * self.num_particles + 1)  # one generator call
+        return keys[1:].reshape(self.num_particles, 2, *key.shape), guide.indices(keys[0], batch)
 
 
 @jax.jit
@@ -75,6 +88,26 @@ def _evaluate(
     objective: AbstractObjective, guide: AutoGuide, key: Key, batch: Batch
 ) -> Float[Array, ""]:
     return objective.loss(guide, key, batch)
+
+
+@jax.jit
+def _finite_sites(
+    objective: AbstractObjective, guide: AutoGuide, key: Key, batch: Batch
+) -> dict[str, Array]:
+    pairs, indices = objective._randomness(guide, key, batch)
+
+    def one(pair: Array) -> dict[str, Array]:
+        target = guide.target(pair[0], batch, indices)
+        draw = guide.family.draw(pair[1], target)
+
+        def density(values: dict[str, Array]) -> tuple[Array, dict[str, Array]]:
+            score = target.score(Draw(values, draw.space, draw.log_q))
+            return score.log_density, score.terms
+
+        (_, terms), grads = value_and_gradient(density, draw.values)
+        return {n: all_finite((term, grads.get(n))) for n, term in terms.items()}
+
+    return jax.tree.map(lambda flags: jnp.all(flags, axis=0), jax.vmap(one)(pairs))
 
 
 def require_particles(num_particles: Any) -> None:

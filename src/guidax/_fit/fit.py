@@ -1,0 +1,105 @@
+"""`fit`: minimise an objective."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import numpy as np
+from jaxtyping import Array, Float, PyTree
+
+from .._guide.guide import AutoGuide
+from .._model.batch import Batch, options_of
+from .._objective.base import AbstractObjective
+from .._objective.elbo import ELBO
+from .._types import Key
+from .loop import require_steps, train
+from .progress import Progress
+from .recipe import Optimizer, Schedule, make_recipe
+from .result import FitResult, conclude
+from .update import Run, begin
+
+
+def fit(
+    key: Key,
+    guide: AutoGuide,
+    /,
+    *args: Any,
+    steps: int,
+    optimizer: Optimizer = None,
+    learning_rate: float | Float[Array, ""] | Schedule | None = None,
+    objective: AbstractObjective = ELBO(),
+    batches: Callable[[int], Batch] | Iterable[Batch] | None = None,
+    trainable: Callable[[Any], PyTree] | None = None,
+    progress: Progress = None,
+    forward_mode: bool = False,
+    **kwargs: Any,
+) -> FitResult:
+    """Train a guide by stochastic gradient steps on an objective.
+
+    A second call with arguments of the same shapes compiles nothing, whatever the number of steps,
+    the rate and the data. Inside `jax.jit` and `jax.vmap` it is a pure function.
+
+    Args:
+        key: For the objective's draws.
+        guide: The guide to start from. It is not changed.
+        *args: The model's arguments, or one `gx.Batch`.
+        steps: How many steps, a Python integer.
+        optimizer: A function of the learning rate that returns an optax optimizer, such as
+            `optax.adam`: it is called inside the compiled program, so every rate shares one. A ready
+            optimizer works as well, but each new object compiles again. None: Adam with the global
+            gradient norm clipped at 10, and a rate that falls to zero over this call's steps along a
+            half cosine.
+        learning_rate: A number, or a schedule: a function of the step. None is what the guide names
+            for the default optimizer (0.3 for mean-field normals and points, 0.01 where the model
+            has a module's arrays in it), and 0.01 for another.
+        objective: What to minimise, such as `gx.ELBO(num_particles=10)`.
+        batches: In place of the model's arguments: a function of the step, counted from 0, that
+            returns a `gx.Batch`, or an iterable of them. They are read on the host, one dispatch a
+            step.
+        trainable: A function of the guide that returns the parts of it to train, such as
+            `lambda guide: guide.family`. The rest stays as it is. None for all.
+        progress: None shows a bar, `False` nothing, and a function is called with the number of
+            steps taken so far and the last loss, about ten times a second. Inside transformations
+            nothing is shown.
+        forward_mode: Take gradients in forward mode, for models that only it differentiates
+            (`lax.while_loop`); it costs one pass for each parameter.
+        **kwargs: The model's keyword arguments.
+
+    Returns:
+        The trained guide, the losses, and the state to resume from.
+
+    Raises:
+        TypeError: If an argument is of the wrong kind, or the model's arguments do not fit it.
+        ValueError: If `steps` is less than 1, `learning_rate` is not positive, `trainable` selects
+            nothing, or the objective is not defined for guide and model.
+        NonFiniteError: If a loss, gradient or update is not finite. It carries the result up to
+            there. Inside transformations `first_bad_step` of the result says so instead.
+
+    Warns:
+        UserWarning: If batches come and no plate of the model is subsampled, or if they end early.
+    """
+    _require(key, guide, objective)
+    require_steps(steps)
+    recipe, rate = make_recipe(
+        guide, optimizer, learning_rate, trainable, forward_mode=forward_mode
+    )
+    run = Run(key, rate, np.int32(0), np.int32(steps), objective, recipe)
+    outcome = train(
+        begin(guide, run), run, args, kwargs, steps=steps, batches=batches, progress=progress,
+        options=options_of(fit),
+    )
+    return conclude(outcome, run)
+
+
+def _require(key: Any, guide: Any, objective: Any) -> None:
+    if not isinstance(guide, AutoGuide):
+        raise TypeError(
+            f"fit takes a random key, then a guide; got {type(key).__name__} and "
+            f"{type(guide).__name__}."
+        )
+    if isinstance(key, int) or not hasattr(key, "dtype"):
+        raise TypeError(f"fit takes a random key first, such as jax.random.key(0); got {key!r}.")
+    if not isinstance(objective, AbstractObjective):
+        hint = " (with parentheses: gx.ELBO())" if isinstance(objective, type) else ""
+        raise TypeError(f"objective is one such as gx.ELBO(){hint}; got {objective!r}.")

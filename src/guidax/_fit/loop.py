@@ -1,0 +1,124 @@
+"""The host side of a run: it only cuts it into strides, and stops at the first bad step."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from .._model.batch import Batch, as_batch
+from .._numerics import is_traced
+from .progress import Pace, Progress, Report
+from .source import CAPACITY, AbstractSource, Batches, OneBatch
+from .update import Moving, Run, advance
+
+
+class Outcome(NamedTuple):
+    """What a run came to; `bad_batch` is the batch of the first bad step, if there is one."""
+
+    moving: Moving
+    losses: Float[Array, " steps"]
+    bad_batch: Batch | None
+
+
+def require_steps(steps: Any) -> None:
+    """Refuse anything but a positive Python integer.
+
+    Raises:
+        TypeError: If it is no integer.
+        ValueError: If it is less than 1.
+    """
+    if isinstance(steps, bool) or not hasattr(steps, "__index__"):
+        raise TypeError(f"steps is a Python integer; got {steps!r}.")
+    if steps < 1:
+        raise ValueError(f"steps counts updates, so it is at least 1; got {steps}.")
+
+
+def train(
+    moving: Moving,
+    run: Run,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    *,
+    steps: int,
+    batches: Callable[[int], Batch] | Iterable[Batch] | None,
+    progress: Progress,
+    options: frozenset[str],
+) -> Outcome:
+    """Take steps from a state, which is donated.
+
+    Args:
+        moving: The state.
+        run: What stays the same.
+        args: The model's arguments, or one batch; none if `batches` are given.
+        kwargs: The model's keyword arguments.
+        steps: How many steps.
+        batches: A function of the step, or an iterable.
+        progress: As of `fit`.
+        options: Names of the keyword options of the call.
+
+    Raises:
+        TypeError: If the arguments do not fit the model.
+        ValueError: If `batches` stand beside arguments, or host features are asked for inside a
+            transformation.
+    """
+    traced = is_traced((moving, run, args, kwargs))
+    if batches is not None:
+        if args or kwargs:
+            raise ValueError(
+                "batches gives the model's arguments, step by step, so no others may stand beside "
+                "it: put them all into each gx.Batch."
+            )
+        if traced:
+            raise ValueError(
+                "batches is read on the host, which jit and vmap cannot do: pass arrays, and let a "
+                "plate of the model subsample them."
+            )
+        return _on_host(moving, run, Batches(batches, int(run.start)), steps, progress)
+    batch = moving.guide.admit(as_batch(moving.guide.model, args, kwargs, options))
+    if not traced:
+        return _on_host(moving, run, OneBatch(batch), steps, progress)
+    if progress is not None and progress is not False:
+        raise ValueError(
+            "progress is shown by the host, which jit and vmap leave out: use progress=None inside "
+            "them."
+        )
+    return Outcome(*advance(moving, run, batch, jnp.asarray(steps), capacity=steps), None)
+
+
+def _on_host(
+    moving: Moving, run: Run, source: AbstractSource, steps: int, progress: Progress
+) -> Outcome:
+    losses: list[np.ndarray] = []
+    done, pace = 0, Pace()
+    with Report(progress is None or progress, steps) as report:
+        while done < steps:
+            asked = min(pace.steps, steps - done, CAPACITY)
+            moving, taken = source.stride(moving, run, asked)
+            pace.look()
+            bad = int(moving.first_bad_step)
+            if bad >= 0:
+                offset = int(moving.step) - int(run.start) - done
+                losses.append(taken[: offset + 1])
+                return Outcome(moving, _joined(losses), source.batch_of(offset))
+            losses.append(taken)
+            done += len(taken)
+            if len(taken):
+                report.look(int(run.start) + done, taken)
+            if len(taken) < asked:
+                warnings.warn(
+                    f"the batches ended after {done} of {steps} steps; the result is what they gave.",
+                    UserWarning,
+                    stacklevel=5,  # the caller of fit
+                )
+                break
+    return Outcome(moving, _joined(losses), None)
+
+
+def _joined(losses: list[np.ndarray]) -> Float[Array, " steps"]:
+    return jnp.asarray(np.concatenate(losses))

@@ -1,0 +1,73 @@
+"""The host's looks at a run: how often, and what they show."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+Progress = bool | Callable[[int, float], Any] | None
+
+_INTERVAL = 0.1  # seconds between looks
+_GROWTH = 30  # so that the first look, which compiles, does not fix the pace
+
+
+class Pace:
+    """How many steps to take before the next look, by the clock."""
+
+    def __init__(self) -> None:
+        self._n = 1
+        self._since = time.perf_counter()
+
+    @property
+    def steps(self) -> int:
+        """How many steps to take."""
+        return self._n
+
+    def look(self) -> None:
+        """Note that they are taken."""
+        now = time.perf_counter()
+        wanted = self._n * _INTERVAL / max(now - self._since, 1e-6)
+        self._n = max(1, int(min(wanted, self._n * _GROWTH)))
+        self._since = now
+
+
+class Report:
+    """Shows a bar, calls a function, or does nothing.
+
+    Args:
+        progress: `True` for a bar, a function of the steps taken so far and the loss at the last of
+            them, or `False`.
+        total: Number of steps of this call.
+    """
+
+    def __init__(self, progress: bool | Callable[[int, float], Any], total: int):
+        self._call = progress if callable(progress) else None
+        self._bar: Any = None
+        if progress is True:
+            from tqdm.auto import tqdm  # it looks for a notebook when it is imported
+
+            self._bar = tqdm(total=total, desc="fit", unit="step", dynamic_ncols=True)
+
+    def __enter__(self) -> Report:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+    def look(self, step: int, losses: np.ndarray) -> None:
+        """Show the losses since the last look."""
+        if self._bar is not None:
+            self._bar.set_postfix_str(f"loss={np.mean(losses):.4g}", refresh=False)
+            self._bar.update(len(losses))
+        if self._call is not None:
+            self._call(step, float(losses[-1]))

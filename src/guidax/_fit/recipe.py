@@ -1,0 +1,142 @@
+"""What is static about a fit: the optimizer, which leaves it trains, and how gradients are taken."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, ArrayLike, Float, PyTree
+
+from .._guide.guide import AutoGuide
+from .._model.static import Static
+from .._numerics import is_traced
+
+CLIP_NORM = 10.0
+DEFAULT_RATE = 1e-2  # of an optimizer that is given without one
+
+Schedule = Callable[[Array], ArrayLike]
+Optimizer = optax.GradientTransformation | Callable[..., optax.GradientTransformation] | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """The static part of a fit, compared by value: equal recipes share one program.
+
+    Attributes:
+        optimizer: A function of a learning rate, a ready transformation, or None for the default.
+        schedule: A learning rate as a function of the step, or None where it is a number.
+        trained: For each leaf of the guide, whether it is trained.
+        forward_mode: Whether gradients are taken in forward mode.
+    """
+
+    optimizer: Static
+    schedule: Static
+    trained: tuple[bool, ...]
+    forward_mode: bool
+
+    def transformation(
+        self, rate: Float[Array, ""], progress: Float[Array, ""]
+    ) -> optax.GradientTransformation:
+        """Build the optimizer inside the trace, so that every rate shares one program.
+
+        Args:
+            rate: The learning rate, where there is no schedule.
+            progress: The share of this call's steps that is done, for the default's decay.
+
+        Raises:
+            TypeError: If the function gives no optax transformation.
+        """
+        given, schedule = self.optimizer.value, self.schedule.value
+        if isinstance(given, optax.GradientTransformation):
+            return given
+        if given is None:
+            decayed = rate * 0.5 * (1.0 + jnp.cos(jnp.pi * progress))
+            adam = optax.adam(decayed if schedule is None else schedule)
+            return optax.chain(optax.clip_by_global_norm(CLIP_NORM), adam)
+        made = given(rate if schedule is None else schedule)
+        if not isinstance(made, optax.GradientTransformation):
+            raise TypeError(
+                "optimizer takes an optax optimizer or a function from a learning rate to one, such "
+                f"as optax.adam; it returned {made!r}."
+            )
+        return made
+
+    def split(self, guide: AutoGuide) -> tuple[Any, Any]:
+        """Return the trained leaves and the others, both in the shape of the guide."""
+        return eqx.partition(guide, jax.tree.unflatten(jax.tree.structure(guide), self.trained))
+
+
+def make_recipe(
+    guide: AutoGuide,
+    optimizer: Optimizer,
+    learning_rate: float | Array | Schedule | None,
+    trainable: Callable[[AutoGuide], PyTree] | None,
+    *,
+    forward_mode: bool,
+) -> tuple[Recipe, Float[np.ndarray, ""] | Array]:
+    """Check the options of a fit, and return its recipe and the learning rate.
+
+    Raises:
+        TypeError: If an option is of the wrong kind.
+        ValueError: If the rate is not a positive number, stands beside a ready optimizer, or
+            `trainable` selects nothing of the guide.
+    """
+    if not (optimizer is None or callable(optimizer) or _is_ready(optimizer)):
+        raise TypeError(
+            "optimizer takes a function of the learning rate, such as optax.adam, or an optax "
+            f"optimizer; got {optimizer!r}."
+        )
+    if _is_ready(optimizer) and learning_rate is not None:
+        raise ValueError(
+            "a ready optimizer has its learning rate in it, so learning_rate has no effect: leave it "
+            "out, or pass a function of the rate, such as optimizer=optax.adam."
+        )
+    schedule = learning_rate if callable(learning_rate) else None
+    if schedule is not None or learning_rate is None:
+        learning_rate = guide.learning_rate if optimizer is None else DEFAULT_RATE
+    if not is_traced(learning_rate):
+        learning_rate = np.asarray(learning_rate, jnp.result_type(float))
+        if learning_rate.ndim or not 0 < learning_rate < np.inf:
+            raise ValueError(
+                "learning_rate is a positive number, or a schedule (a function of the step); got "
+                f"{learning_rate}."
+            )
+    recipe = Recipe(Static(optimizer), Static(schedule), _trained(guide, trainable), forward_mode)
+    return recipe, learning_rate  # pyright: ignore[reportReturnType]
+
+
+def _is_ready(optimizer: Any) -> bool:
+    return isinstance(optimizer, optax.GradientTransformation)
+
+
+class _Leaf:
+    """Stands for one leaf while a where-function points at it."""
+
+
+def _trained(
+    guide: AutoGuide, where: Callable[[AutoGuide], PyTree] | None
+) -> tuple[bool, ...]:
+    """Return one flag for each leaf: a fresh lambda that selects the same leaves costs nothing."""
+    leaves, treedef = jax.tree.flatten(guide)
+    if where is None:
+        return (True,) * len(leaves)
+    if not callable(where):
+        raise TypeError(
+            "trainable takes a function of the guide that returns the parts to train, such as "
+            f"lambda guide: guide.family; got {where!r}."
+        )
+    marks = [_Leaf() for _ in leaves]
+    chosen = jax.tree.leaves(where(jax.tree.unflatten(treedef, marks)))
+    if not chosen or not all(isinstance(leaf, _Leaf) for leaf in chosen):
+        raise ValueError(
+            "trainable must return parts of the guide itself, such as lambda guide: guide.family, "
+            f"with at least one parameter in them; it returned {chosen or 'none'}."
+        )
+    selected = {id(leaf) for leaf in chosen}
+    return tuple(id(mark) in selected for mark in marks)

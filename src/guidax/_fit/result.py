@@ -1,0 +1,148 @@
+"""What a fit comes to, and how it goes on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import equinox as eqx
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from .._guide.guide import AutoGuide
+from .._model.batch import Batch, options_of
+from .._numerics import is_traced
+from .loop import Outcome, require_steps, train
+from .progress import Progress
+from .update import Moving, Run, continued
+
+
+class FitState(eqx.Module):
+    """All that a run needs to go on.
+
+    Attributes:
+        moving: What a step changes.
+        run: What stays the same.
+    """
+
+    moving: Moving
+    run: Run
+
+
+class FitResult(eqx.Module):
+    """A trained guide, and the way to train it further.
+
+    Attributes:
+        losses: The loss at each step of the last call, in nats. NaN after a bad step.
+        state: Guide, optimizer state, key and options.
+    """
+
+    losses: Float[Array, " steps"]
+    state: FitState
+
+    @property
+    def guide(self) -> AutoGuide:
+        """The trained guide."""
+        return self.state.moving.guide
+
+    @property
+    def first_bad_step(self) -> Int[Array, ""]:
+        """The first step whose loss, gradient or update was not finite, or -1.
+
+        Steps count from 0 at the first call. The guide is as it was before that step.
+        """
+        return self.state.moving.first_bad_step
+
+    def resume(
+        self,
+        /,
+        *args: Any,
+        steps: int,
+        batches: Callable[[int], Batch] | Iterable[Batch] | None = None,
+        progress: Progress = None,
+        **kwargs: Any,
+    ) -> FitResult:
+        """Go on where the run stopped, with its key, optimizer, objective and `trainable`.
+
+        With an optimizer of constant rate `n` and then `n` steps are `2 n` steps, to the last bit.
+        The default optimizer starts a new decay over these steps.
+
+        Args:
+            *args: The model's arguments, or one `gx.Batch`.
+            steps: How many steps more.
+            batches: As of `fit`; a function is called with the number of the step in all.
+            progress: As of `fit`.
+            **kwargs: The model's keyword arguments.
+
+        Returns:
+            A new result, whose `losses` are those of this call.
+
+        Raises:
+            TypeError: If the arguments do not fit the model.
+            ValueError: If `steps` is less than 1, if the run had stopped at a bad step, or if this
+                is the result of a whole ensemble.
+            NonFiniteError: If a loss, gradient or update is not finite.
+        """
+        require_steps(steps)
+        if not is_traced(self.state):
+            self._require_resumable()
+        old = self.state.run
+        run = Run(
+            old.key, old.rate, jnp.copy(self.state.moving.step), np.int32(steps), old.objective,
+            old.recipe,
+        )
+        outcome = train(
+            continued(self.state.moving), run, args, kwargs, steps=steps, batches=batches,
+            progress=progress, options=options_of(FitResult.resume),
+        )
+        return conclude(outcome, run)
+
+    def _require_resumable(self) -> None:
+        if jnp.ndim(self.first_bad_step):
+            raise ValueError(
+                "this is the result of an ensemble, whose members resume one by one: "
+                "jax.vmap(lambda result: result.resume(*args, steps=n))(result)."
+            )
+        if int(self.first_bad_step) >= 0:
+            raise ValueError(
+                f"the run stopped at step {int(self.first_bad_step)}, which was not finite, and would "
+                "stop there again. Start a new fit from result.guide, with a smaller learning_rate."
+            )
+
+
+class NonFiniteError(FloatingPointError):
+    """A loss, gradient or update was not finite. Nothing is lost: see `result`.
+
+    Attributes:
+        result: The run up to the last good step.
+        step: The first bad step, from 0.
+        sites: Names of the sites whose log density, or its gradient, was not finite there.
+    """
+
+    def __init__(self, result: FitResult, sites: tuple[str, ...]):
+        self.result, self.sites = result, sites
+        self.step = int(result.first_bad_step)
+        loss = float(result.losses[-1])
+        where = f"in the log density of the sites {list(sites)}, or in its gradient"
+        if not sites:
+            where = "in the update: the learning rate may be too large"
+        super().__init__(
+            f"not finite at step {self.step} (loss {loss:.6g}), {where}. The guide as it was before "
+            "that step is in the error's .result.guide. Try a smaller learning_rate, another start "
+            "(init_loc_fn), or look at what those sites compute at extreme values."
+        )
+
+
+def conclude(outcome: Outcome, run: Run) -> FitResult:
+    """Return the result, or raise it.
+
+    Raises:
+        NonFiniteError: If the host saw a bad step.
+    """
+    moving, losses, bad_batch = outcome
+    result = FitResult(losses, FitState(moving, run))
+    if bad_batch is None:
+        return result
+    sites = run.objective.not_finite(moving.guide, run.key_at(moving.step), bad_batch)
+    raise NonFiniteError(result, sites)

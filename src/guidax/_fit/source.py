@@ -1,0 +1,119 @@
+"""Where the steps' arguments come from: one batch for all of them, or a batch for each."""
+
+from __future__ import annotations
+
+import abc
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import jax
+import numpy as np
+
+from .._guide.guide import AutoGuide
+from .._model.batch import Batch, as_batch
+from .update import Moving, Run, advance_in_place
+
+CAPACITY = 1000  # of one dispatch: the same for all runs, so that they share a program
+
+
+class AbstractSource(abc.ABC):
+    """Takes steps on the host's side."""
+
+    @abc.abstractmethod
+    def stride(self, moving: Moving, run: Run, n: int) -> tuple[Moving, np.ndarray]:
+        """Take up to `n` steps, at most `CAPACITY`; fewer mean that the batches have ended."""
+
+    @abc.abstractmethod
+    def batch_of(self, offset: int) -> Batch:
+        """Return the batch of a step of the last stride, counted from its first."""
+
+
+class OneBatch(AbstractSource):
+    """The same arguments at every step: many steps a dispatch."""
+
+    def __init__(self, batch: Batch):
+        self._batch = batch
+
+    def stride(self, moving: Moving, run: Run, n: int) -> tuple[Moving, np.ndarray]:
+        """Take `n` steps in one dispatch."""
+        moving, losses = advance_in_place(
+            moving, run, self._batch, np.int32(n), capacity=CAPACITY
+        )
+        return moving, np.asarray(losses)[:n]  # on the host: a slice on the device would compile
+
+    def batch_of(self, offset: int) -> Batch:
+        """Return the one batch."""
+        return self._batch
+
+
+class Batches(AbstractSource):
+    """A batch for each step, made on the host: one dispatch a step.
+
+    Args:
+        batches: A function of the step, from 0, or an iterable.
+        first: Number of the first step.
+    """
+
+    def __init__(self, batches: Callable[[int], Batch] | Iterable[Batch], first: int):
+        if not (callable(batches) or isinstance(batches, Iterable)):
+            raise TypeError(
+                "batches takes a function of the step that returns a gx.Batch, or an iterable of "
+                f"them; got {batches!r}."
+            )
+        self._next = first
+        self._batches: Any = batches if callable(batches) else iter(batches)
+        self._is_first = True
+        self._recent: list[Batch] = []
+
+    def stride(self, moving: Moving, run: Run, n: int) -> tuple[Moving, np.ndarray]:
+        """Take a step on each of the next `n` batches."""
+        self._recent, losses = [], []
+        for batch in self._take(n):
+            batch = self._admitted(moving.guide, batch)
+            moving, loss = advance_in_place(moving, run, batch, np.int32(1), capacity=1)
+            self._recent.append(batch)
+            losses.append(loss)
+        return moving, np.concatenate(jax.device_get(losses)) if losses else np.zeros(0)
+
+    def batch_of(self, offset: int) -> Batch:
+        """Return a batch of the last stride."""
+        return self._recent[offset]
+
+    def _take(self, n: int) -> Iterator[Any]:
+        for _ in range(n):
+            if callable(self._batches):
+                batch = self._batches(self._next)
+            else:
+                try:
+                    batch = next(self._batches)
+                except StopIteration:
+                    return
+            self._next += 1
+            yield batch
+
+    def _admitted(self, guide: AutoGuide, batch: Any) -> Batch:
+        if not isinstance(batch, Batch):
+            raise TypeError(
+                "batches gives gx.Batch objects, which hold the model's arguments of one step: "
+                f"gx.Batch(X[rows], y[rows]); got {type(batch).__name__}."
+            )
+        bound = as_batch(guide.model, (batch,), {})
+        if self._is_first:
+            self._is_first = False
+            _warn_if_unscaled(guide, bound)
+        return guide.admit(bound)
+
+
+def _warn_if_unscaled(guide: AutoGuide, batch: Batch) -> None:
+    for p in guide.plates(batch):
+        rows = batch.rows[p.name].shape[0] if p.name in batch.rows else p.rows
+        if rows < p.size:
+            return
+    warnings.warn(
+        "batches are streamed, but no plate of the model is subsampled, so log densities are not "
+        "multiplied by N/B and each batch counts as all the data. Give the plate its full size: "
+        'gx.plate("data", N, subsample_size=len(y)).',
+        UserWarning,
+        stacklevel=7,  # the caller of fit
+    )

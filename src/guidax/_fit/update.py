@@ -1,0 +1,184 @@
+"""One pure advance of n steps."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import optax
+from jax import lax, random
+from jaxtyping import Array, Float, Int, PyTree
+
+from .._guide.guide import AutoGuide
+from .._model.batch import Batch
+from .._numerics import all_finite, strong
+from .._objective.base import AbstractObjective
+from .._types import Key
+from .recipe import Recipe
+
+
+class Moving(eqx.Module):
+    """What a step changes. It is donated from chunk to chunk.
+
+    Attributes:
+        guide: The guide.
+        opt_state: The optimizer's state.
+        step: Number of steps taken.
+        first_bad_step: The first step whose loss, gradient or update was not finite, from 0; -1
+            while there is none. From there on nothing changes any more.
+    """
+
+    guide: AutoGuide
+    opt_state: PyTree
+    step: Int[Array, ""]
+    first_bad_step: Int[Array, ""]
+
+
+class Run(eqx.Module):
+    """What stays the same for all steps of one call. It stays out of the loop's carry.
+
+    Attributes:
+        key: Each step folds its number into it.
+        rate: The learning rate, where it is a number.
+        start: The step that the call began at.
+        horizon: How many steps the call takes, over which the default rate decays.
+        objective: What is minimised.
+        recipe: What is static.
+    """
+
+    key: Key
+    rate: Float[Array, ""]
+    start: Int[Array, ""]
+    horizon: Int[Array, ""]
+    objective: AbstractObjective
+    recipe: Recipe = eqx.field(static=True)
+
+    def key_at(self, step: Int[Array, ""]) -> Key:
+        """Return the key of a step."""
+        return random.fold_in(self.key, step)
+
+    def transformation(self, step: Int[Array, ""]) -> optax.GradientTransformation:
+        """Return the optimizer at a step."""
+        progress = (step - self.start) / self.horizon
+        return self.recipe.transformation(self.rate, progress)
+
+
+@jax.jit
+def begin(guide: AutoGuide, run: Run) -> Moving:
+    """Return the state before the first step. Its guide is a copy, which can be donated."""
+    guide = jax.tree.map(lambda x: strong(jnp.copy(x)), guide)
+    step = jnp.zeros((), jnp.int32)
+    transformation, trained = run.transformation(step), run.recipe.split(guide)[0]
+    opt_state = jax.tree.map(strong, _placed(transformation.init(trained), trained))
+    return Moving(guide, opt_state, step, jnp.full((), -1, jnp.int32))
+
+
+def _placed(opt_state: PyTree, trained: PyTree) -> PyTree:
+    """Place moments as their parameters are: from JAX 0.12 on, zeros_like drops their sharding."""
+    structure = jax.tree.structure(trained)
+
+    def is_moments(node: Any) -> bool:
+        return jax.tree.structure(node) == structure
+
+    def place(moment: Array, x: Array) -> Array:
+        return moment + (0 * x).astype(moment.dtype) if moment.shape == x.shape else moment
+
+    def place_all(node: Any) -> Any:
+        return jax.tree.map(place, node, trained) if is_moments(node) else node
+
+    return jax.tree.map(place_all, opt_state, is_leaf=is_moments)
+
+
+@jax.jit
+def continued(moving: Moving) -> Moving:
+    """Return a copy, which can be donated: the caller may still hold the original."""
+    return jax.tree.map(jnp.copy, moving)
+
+
+def _advance(
+    moving: Moving, run: Run, batch: Batch, n: Int[Array, ""], *, capacity: int
+) -> tuple[Moving, Float[Array, " capacity"]]:
+    """Take `n` steps.
+
+    `n` is traced and at most `capacity`, which is static: any number of steps and any way to cut
+    them into chunks share one program. Nothing changes from the first bad step on.
+
+    Args:
+        moving: The state.
+        run: What stays the same.
+        batch: The arguments, marked by `guide.admit`.
+        n: How many steps.
+        capacity: Length of the vector of losses.
+
+    Returns:
+        The state after them, and the loss at each step; NaN after a bad step and beyond `n`.
+    """
+    loss = run.objective.loss(moving.guide, run.key, batch)  # for its type: XLA drops it
+    losses = jnp.full((capacity,), jnp.nan, loss.dtype)
+
+    def body(i: Array, carry: tuple[Moving, Array]) -> tuple[Moving, Array]:
+        moving, losses = carry
+        moving, loss = _one_step(moving, run, batch)
+        return moving, losses.at[i].set(loss)
+
+    return lax.fori_loop(0, n, body, _depends_on(loss, (moving, losses)))
+
+
+advance = jax.jit(_advance, static_argnames="capacity")
+advance_in_place = jax.jit(_advance, static_argnames="capacity", donate_argnames="moving")
+
+
+def _one_step(moving: Moving, run: Run, batch: Batch) -> tuple[Moving, Float[Array, ""]]:
+    """Take one step. A bad one, and any after it, leaves everything as it is."""
+    recipe, transformation = run.recipe, run.transformation(moving.step)
+    trained, fixed = recipe.split(moving.guide)
+    key = run.key_at(moving.step)
+
+    def loss_of(trained: Any) -> Float[Array, ""]:
+        return run.objective.loss(eqx.combine(trained, fixed), key, batch)
+
+    loss, grads = _value_and_grad(loss_of, trained, forward_mode=recipe.forward_mode)
+    updates, opt_state = optax.with_extra_args_support(transformation).update(
+        grads, moving.opt_state, trained, value=loss, grad=grads, value_fn=loss_of
+    )
+    new = optax.apply_updates(trained, updates)
+    alive = moving.first_bad_step < 0
+    finite = all_finite((loss, grads, new))
+
+    def keep(new: Array, old: Array) -> Array:
+        return jnp.where(alive & finite, new, old).astype(old.dtype)
+
+    moved = Moving(
+        guide=eqx.combine(jax.tree.map(keep, new, trained), fixed),
+        opt_state=jax.tree.map(keep, opt_state, moving.opt_state),
+        step=moving.step + (alive & finite),
+        first_bad_step=jnp.where(alive & ~finite, moving.step, moving.first_bad_step),
+    )
+    return moved, jnp.where(alive, loss, jnp.nan)
+
+
+def _value_and_grad(loss_of: Any, trained: Any, *, forward_mode: bool) -> tuple[Array, Any]:
+    if forward_mode:
+        return loss_of(trained), jax.jacfwd(loss_of)(trained)
+    try:
+        return jax.value_and_grad(loss_of)(trained)
+    except ValueError as error:
+        if "Reverse-mode" not in str(error):
+            raise
+        raise ValueError(
+            "the model cannot be differentiated in reverse mode, because of a loop whose length "
+            "depends on values (lax.while_loop, or fori_loop with traced bounds): fit with "
+            "forward_mode=True."
+        ) from error
+
+
+def _depends_on(anchor: Array, tree: PyTree) -> PyTree:
+    """Return the same values, batched and placed as `anchor` is.
+
+    Under vmap over a sharded axis of an explicit mesh, a loop cannot turn an unbatched carry into a
+    batched one. XLA folds this away.
+    """
+    nothing = jnp.where(False, anchor, jnp.zeros_like(anchor))
+    return jax.tree.map(lambda x: x + nothing.astype(x.dtype), tree)
