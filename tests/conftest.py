@@ -2,6 +2,9 @@
 
 import os
 
+# Eight devices, simulated where there are none, for the tests of shardings.
+os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
+
 import jax
 import pytest
 
@@ -19,3 +22,9 @@ def clear_caches():
     """
     yield
     jax.clear_caches()
+
+
+@pytest.fixture
+def key():
+    """The one seed of all statistical tests."""
+    return jax.random.key(0)

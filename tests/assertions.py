@@ -1,0 +1,44 @@
+"""What tests say of arrays and pytrees."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+def distance(a, b):
+    """Return the largest difference of two pytrees of one structure."""
+    assert jax.tree.structure(a) == jax.tree.structure(b)
+    pairs = zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+    return max((float(jnp.max(jnp.abs(x - y))) for x, y in pairs if x.size), default=0.0)
+
+
+def identical(a, b):
+    """Say whether two pytrees are equal to the last bit."""
+    pairs = zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+    return all(bool(jnp.array_equal(x, y, equal_nan=True)) for x, y in pairs)
+
+
+def perturbed(tree, key, scale=0.3):
+    """Return the same tree, away from where it was."""
+    leaves, treedef = jax.tree.flatten(tree)
+    keys = jax.random.split(key, len(leaves))
+    moved = [
+        x + scale * jax.random.normal(k, x.shape, x.dtype)
+        for x, k in zip(leaves, keys, strict=True)
+    ]
+    return jax.tree.unflatten(treedef, moved)
+
+
+def assert_mean_close(draws, expected, sigmas=5.0):
+    """Fail only if Monte Carlo error cannot explain the gap."""
+    draws = np.asarray(draws)
+    error = draws.std(axis=0) / np.sqrt(draws.shape[0])
+    gap = np.abs(draws.mean(axis=0) - expected)
+    assert np.all(gap <= sigmas * error + 1e-12), f"gap {gap}, standard error {error}"
+
+
+def precision():
+    """Return the rounding error of the default float."""
+    return float(jnp.finfo(jnp.result_type(float)).eps)

@@ -1,0 +1,132 @@
+"""Models and data that several tests use. Every run of a counted model adds to `traces`."""
+
+from __future__ import annotations
+
+import distrax
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from tensorflow_probability.substrates.jax import distributions as tfd
+
+import guidax as gx
+
+traces = [0]
+
+
+def new_traces(run):
+    """Return how often a counted model ran in Python during `run`."""
+    before = traces[0]
+    run()
+    return traces[0] - before
+
+
+def regression_data(rows=40, features=3):
+    """Return features and labels."""
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(rows, features))
+    return jnp.asarray(X, float), jnp.asarray(rng.integers(0, 2, size=rows))
+
+
+def regression(X, y=None):
+    """Logistic regression with a param, and two deterministic sites, of which one reads the data."""
+    traces[0] += 1
+    tau = gx.sample("tau", tfd.HalfNormal(jnp.ones(())))
+    beta = gx.sample("beta", distrax.Independent(distrax.Normal(jnp.zeros(X.shape[1]), tau), 1))
+    weight = gx.param("weight", 0.3, gx.constraints.positive)
+    gx.deterministic("norm", jnp.linalg.norm(beta))
+    eta = gx.deterministic("eta", X @ beta)
+    with gx.plate("data", X.shape[0]):
+        gx.sample("y", distrax.Bernoulli(logits=weight * eta), obs=y)
+
+
+class Network(eqx.Module):
+    """A model with all that plain transformations stumble over: an MLP, Dropout, integers."""
+
+    mlp: eqx.nn.MLP
+    embedding: eqx.nn.Embedding
+    dropout: eqx.nn.Dropout
+    order: jax.Array
+
+    def __init__(self, key):
+        keys = jax.random.split(key)
+        self.mlp = eqx.nn.MLP(2, 1, 4, 1, key=keys[0])
+        self.embedding = eqx.nn.Embedding(3, 2, key=keys[1])
+        self.dropout = eqx.nn.Dropout(0.5, inference=True)
+        self.order = jnp.array([2, 0, 1])
+
+    def model(self, y):
+        """Observe a line through the network's outputs."""
+        traces[0] += 1
+        slope = gx.sample("slope", distrax.Normal(0.0, jnp.ones(())))
+        scale = gx.sample("scale", tfd.HalfNormal(jnp.ones(())))
+        hidden = jax.vmap(self.mlp)(self.dropout(self.embedding.weight[self.order]))[:, 0]
+        with gx.plate("data", 3):
+            gx.sample("y", distrax.Normal(slope * hidden, scale), obs=y)
+
+
+NETWORK_DATA = jnp.array([0.3, -1.0, 0.5], float)
+
+
+def triangle():
+    """`x ~ U(0, 1)`, `y ~ U(0, x)`: E[y] = 1/4, P(y < t) = t - t log t, evidence 1."""
+    x = gx.sample("x", distrax.Uniform(jnp.zeros(()), 1.0))
+    gx.sample("y", distrax.Uniform(jnp.zeros(()), x))
+
+
+class ConjugateNormal:
+    """`z ~ N(m, s^2)` and `y_i ~ N(z, r^2)`: posterior and evidence in closed form."""
+
+    m, s, r = 1.0, 2.0, 0.5
+    y = np.array([0.3, 1.4, 2.0, 0.9])
+
+    @classmethod
+    def model(cls, y):
+        """The model."""
+        z = gx.sample("z", distrax.Normal(jnp.asarray(cls.m, float), cls.s))
+        with gx.plate("data", y.shape[0]):
+            gx.sample("y", distrax.Normal(z, cls.r), obs=y)
+
+    @classmethod
+    def posterior(cls):
+        """Return mean and standard deviation."""
+        precision = cls.s**-2 + len(cls.y) * cls.r**-2
+        mean = (cls.m * cls.s**-2 + cls.y.sum() * cls.r**-2) / precision
+        return mean, precision**-0.5
+
+    @classmethod
+    def log_evidence(cls):
+        """Return the log density of y, a multivariate normal."""
+        n = len(cls.y)
+        covariance = cls.r**2 * np.eye(n) + cls.s**2
+        gap = cls.y - cls.m
+        _, log_det = np.linalg.slogdet(covariance)
+        return -0.5 * (gap @ np.linalg.solve(covariance, gap) + log_det + n * np.log(2 * np.pi))
+
+
+class Hierarchy:
+    """Six rows with latents of their own: `mu ~ N(0, 10^2)`, `z_i ~ N(mu, 1)`, `y_i ~ N(z_i, 1/4)`.
+
+    `takes_rows` takes the rows of its data itself; `takes_batch` gets a batch that is cut already.
+    """
+
+    y = np.array([0.3, -1.0, 2.0, 0.5, 1.0, -2.0])
+
+    @staticmethod
+    def _sites(y, size, rows, take):
+        mu = gx.sample("mu", distrax.Normal(jnp.zeros(()), 10.0))
+        gx.sample("other", distrax.Normal(mu, 1.0), obs=jnp.asarray(0.3, float))
+        with gx.plate("data", size, subsample_size=rows):
+            s = gx.sample("s", tfd.HalfNormal(jnp.ones(())))
+            z = gx.sample("z", distrax.Normal(mu, s))
+            gx.sample("y", distrax.Normal(z, 0.5), obs=take(y))
+
+    @classmethod
+    def takes_rows(cls, y):
+        """Use `gx.subsample`."""
+        cls._sites(y, 6, 2, gx.subsample)
+
+    @classmethod
+    def takes_batch(cls, y):
+        """Use all rows of a shorter array."""
+        cls._sites(y, 6, y.shape[0], lambda y: y)
