@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
-import numpy as np
+
 from jaxtyping import Array, Float, PyTree
 
 from .._guide.guide import AutoGuide
@@ -17,7 +17,7 @@ from .loop import require_steps, train
 from .progress import Progress
 from .recipe import Optimizer, Schedule, make_recipe
 from .result import FitResult, conclude
-from .update import Run, begin
+from .update import Run, as_int32, begin
 
 
 def fit(
@@ -84,9 +84,15 @@ def fit(
     recipe, rate = make_recipe(
         guide, optimizer, learning_rate, trainable, forward_mode=forward_mode
     )
-    run = Run(key, rate, np.int32(0), np.int32(steps), objective, recipe)
+    run = Run(key, rate, as_int32(0), as_int32(steps), objective, recipe)
     outcome = train(
-        begin(guide, run), run, args, kwargs, steps=steps, batches=batches, progress=progress,
+        begin(guide, run),
+        run,
+        args,
+        kwargs,
+        steps=steps,
+        batches=batches,
+        progress=progress,
         options=options_of(fit),
     )
     return conclude(outcome, run)

@@ -79,7 +79,7 @@ def make_recipe(
     trainable: Callable[[AutoGuide], PyTree] | None,
     *,
     forward_mode: bool,
-) -> tuple[Recipe, Float[np.ndarray, ""] | Array]:
+) -> tuple[Recipe, Float[Array, ""]]:
     """Check the options of a fit, and return its recipe and the learning rate.
 
     Raises:
@@ -101,8 +101,8 @@ def make_recipe(
     if schedule is not None or learning_rate is None:
         learning_rate = guide.learning_rate if optimizer is None else DEFAULT_RATE
     if not is_traced(learning_rate):
-        learning_rate = np.asarray(learning_rate, jnp.result_type(float))
-        if learning_rate.ndim or not 0 < learning_rate < np.inf:
+        learning_rate = jnp.asarray(np.asarray(learning_rate, jnp.result_type(float)))
+        if learning_rate.ndim or not 0 < float(learning_rate) < np.inf:
             raise ValueError(
                 "learning_rate is a positive number, or a schedule (a function of the step); got "
                 f"{learning_rate}."
@@ -119,9 +119,7 @@ class _Leaf:
     """Stands for one leaf while a where-function points at it."""
 
 
-def _trained(
-    guide: AutoGuide, where: Callable[[AutoGuide], PyTree] | None
-) -> tuple[bool, ...]:
+def _trained(guide: AutoGuide, where: Callable[[AutoGuide], PyTree] | None) -> tuple[bool, ...]:
     """Return one flag for each leaf: a fresh lambda that selects the same leaves costs nothing."""
     leaves, treedef = jax.tree.flatten(guide)
     if where is None:

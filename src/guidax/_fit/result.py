@@ -7,7 +7,6 @@ from typing import Any
 
 import equinox as eqx
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float, Int
 
 from .._guide.guide import AutoGuide
@@ -15,7 +14,7 @@ from .._model.batch import Batch, options_of
 from .._numerics import is_traced
 from .loop import Outcome, require_steps, train
 from .progress import Progress
-from .update import Moving, Run, continued
+from .update import Moving, Run, as_int32, continued
 
 
 class FitState(eqx.Module):
@@ -89,12 +88,22 @@ class FitResult(eqx.Module):
             self._require_resumable()
         old = self.state.run
         run = Run(
-            old.key, old.rate, jnp.copy(self.state.moving.step), np.int32(steps), old.objective,
+            old.key,
+            old.rate,
+            jnp.copy(self.state.moving.step),
+            as_int32(steps),
+            old.objective,
             old.recipe,
         )
         outcome = train(
-            continued(self.state.moving), run, args, kwargs, steps=steps, batches=batches,
-            progress=progress, options=options_of(FitResult.resume),
+            continued(self.state.moving),
+            run,
+            args,
+            kwargs,
+            steps=steps,
+            batches=batches,
+            progress=progress,
+            options=options_of(FitResult.resume),
         )
         return conclude(outcome, run)
 

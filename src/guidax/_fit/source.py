@@ -12,7 +12,7 @@ import numpy as np
 
 from .._guide.guide import AutoGuide
 from .._model.batch import Batch, as_batch
-from .update import Moving, Run, advance_in_place
+from .update import Moving, Run, advance_in_place, as_int32
 
 CAPACITY = 1000  # of one dispatch: the same for all runs, so that they share a program
 
@@ -37,9 +37,7 @@ class OneBatch(AbstractSource):
 
     def stride(self, moving: Moving, run: Run, n: int) -> tuple[Moving, np.ndarray]:
         """Take `n` steps in one dispatch."""
-        moving, losses = advance_in_place(
-            moving, run, self._batch, np.int32(n), capacity=CAPACITY
-        )
+        moving, losses = advance_in_place(moving, run, self._batch, as_int32(n), capacity=CAPACITY)
         return moving, np.asarray(losses)[:n]  # on the host: a slice on the device would compile
 
     def batch_of(self, offset: int) -> Batch:
@@ -71,7 +69,7 @@ class Batches(AbstractSource):
         self._recent, losses = [], []
         for batch in self._take(n):
             batch = self._admitted(moving.guide, batch)
-            moving, loss = advance_in_place(moving, run, batch, np.int32(1), capacity=1)
+            moving, loss = advance_in_place(moving, run, batch, as_int32(1), capacity=1)
             self._recent.append(batch)
             losses.append(loss)
         return moving, np.concatenate(jax.device_get(losses)) if losses else np.zeros(0)

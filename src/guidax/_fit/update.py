@@ -7,6 +7,7 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax import lax, random
 from jaxtyping import Array, Float, Int, PyTree
@@ -63,6 +64,11 @@ class Run(eqx.Module):
         """Return the optimizer at a step."""
         progress = (step - self.start) / self.horizon
         return self.recipe.transformation(self.rate, progress)
+
+
+def as_int32(x: int) -> Int[Array, ""]:
+    """Return an array of a count, made on the host: nothing compiles."""
+    return jnp.asarray(np.int32(x))
 
 
 @jax.jit

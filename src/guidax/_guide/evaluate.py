@@ -45,7 +45,7 @@ def sample(
         score = target.score_trace(trace, draw)
         return _chosen(trace, guide, names), score.log_q - score.log_det
 
-    pairs = keys[1:].reshape(size, 2)
+    pairs = keys[1:].reshape(size, 2, *key.shape)
     at_once = batch_size is None or batch_size >= size
     flat = jax.vmap(one)(pairs) if at_once else lax.map(one, pairs, batch_size=batch_size)
     return jax.tree.map(lambda x: x.reshape(sample_shape + x.shape[1:]), flat)
@@ -109,7 +109,9 @@ def _closed_quantile(
 def log_prob(guide: AutoGuide, latents: dict[str, Any], batch: Batch) -> Array:
     """Return log q at constrained latents, which may have leading axes."""
     held = {s.name for s in guide.family.sites}
-    asked = {n: jnp.asarray(x) for n, x in latents.items() if n not in guide.structure.deterministic}
+    asked = {
+        n: jnp.asarray(x) for n, x in latents.items() if n not in guide.structure.deterministic
+    }
     return over_points(
         lambda point: _log_prob(guide, point, batch), asked, held, guide.model, batch
     )
@@ -128,7 +130,9 @@ def _log_prob(guide: AutoGuide, latents: dict[str, Array], batch: Batch) -> Floa
             f"{type(guide).__name__} has no density in closed form: its draws come with theirs, see "
             "sample_and_log_prob."
         )
-    log_det = (s.plate_scale * jnp.sum(s.bijection.log_det(u[n], s.value)) for n, s in sites.items())
+    log_det = (
+        s.plate_scale * jnp.sum(s.bijection.log_det(u[n], s.value)) for n, s in sites.items()
+    )
     return scaled_sum(log_q, trace) - sum(log_det)
 
 
@@ -137,4 +141,3 @@ def param_values(model: AbstractModel, batch: Batch) -> dict[str, Any]:
     """Return the constrained values of the `param` sites."""
     trace = model.run(batch.without_rows(), random.key(0), at_zero, {})
     return {name: site.value for name, site in trace.of("param").items()}
-

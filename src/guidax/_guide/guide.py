@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 from jax import random
 from jax.typing import ArrayLike
@@ -165,7 +164,7 @@ class AutoGuide(eqx.Module):
 
     def quantiles(
         self,
-        q: ArrayLike,
+        q: ArrayLike | Sequence[float],
         /,
         *args: Any,
         key: Key | None = None,
@@ -296,7 +295,9 @@ def _shape(sample_shape: Any) -> tuple[int, ...]:
     try:
         shape = tuple(int(n) for n in sample_shape)
     except TypeError:
-        raise TypeError(f"sample_shape is a tuple of sizes, like (1000,); got {sample_shape!r}.") from None
+        raise TypeError(
+            f"sample_shape is a tuple of sizes, like (1000,); got {sample_shape!r}."
+        ) from None
     if any(n < 0 for n in shape):
         raise ValueError(f"sample_shape is a tuple of sizes; got {shape}.")
     return shape
@@ -308,7 +309,7 @@ def _positive(batch_size: int | None) -> int | None:
     return batch_size
 
 
-def _levels(q: ArrayLike) -> Array:
+def _levels(q: ArrayLike | Sequence[float]) -> Array:
     levels = jnp.asarray(q, float)
     if not is_traced(levels) and not bool(jnp.all((levels >= 0) & (levels <= 1))):
         raise ValueError(f"quantile levels lie between 0 and 1; got {q}.")

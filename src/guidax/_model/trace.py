@@ -168,8 +168,9 @@ class LatentSpec:
 class Structure:
     """Static facts about a model on arguments of given shapes.
 
-    Shapes of arguments take part in comparisons only where rows of the arguments belong to
-    parameters of a guide, so that guides made on 10 and on 5 rows are one program otherwise.
+    Plates and shapes of arguments take part in comparisons only where rows belong to parameters of
+    a guide (`latents`, `local_shapes`), so that guides made on 10 and on 5 rows are one program
+    otherwise.
 
     Attributes:
         latents: The latents that have a bijection, in site order.
@@ -185,7 +186,7 @@ class Structure:
     """
 
     latents: tuple[LatentSpec, ...]
-    plates: tuple[Plate, ...]
+    plates: tuple[Plate, ...] = dataclasses.field(compare=False)
     params: tuple[str, ...]
     deterministic: tuple[str, ...]
     obstacles: tuple[tuple[str, str], ...]
@@ -197,9 +198,7 @@ class Structure:
 
     def only(self, names: frozenset[str]) -> Structure:
         """Return the structure with fewer latents."""
-        return dataclasses.replace(
-            self, latents=tuple(s for s in self.latents if s.name in names)
-        )
+        return dataclasses.replace(self, latents=tuple(s for s in self.latents if s.name in names))
 
     @property
     def local_plates(self) -> tuple[Plate, ...]:

@@ -1,0 +1,222 @@
+"""One table of methods: every guide answers each of them, in shape and in meaning."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from assertions import distance
+from models import ConjugateNormal, regression, regression_data, triangle
+from registry import every_distribution, every_guide
+
+import guidax as gx
+
+X, y = regression_data()
+SITES = {"tau": (), "beta": (3,), "norm": (), "eta": (40,)}
+
+
+@pytest.fixture(scope="module")
+def guides():
+    """Give each guide, built and fitted once."""
+    made = {}
+
+    def get(entry):
+        if entry not in made:
+            key = jax.random.key(0)
+            guide = entry.make(regression, X, y, key=key)
+            made[entry] = gx.fit(key, guide, X, y, steps=300, progress=False).guide
+        return made[entry]
+
+    return get
+
+
+def shapes(draws):
+    return {name: x.shape for name, x in draws.items()}
+
+
+@every_guide
+def test_sample_posterior(entry, guides, key):
+    guide = guides(entry)
+    draws = guide.sample_posterior(key, X, y, sample_shape=(4, 5))
+    assert shapes(draws) == {name: (4, 5, *shape) for name, shape in SITES.items()}
+    assert bool(jnp.all(draws["tau"] > 0))
+    np.testing.assert_allclose(draws["norm"], np.linalg.norm(draws["beta"], axis=-1), rtol=1e-5)
+    assert shapes(guide.sample_posterior(key, X, y)) == SITES
+    in_parts = guide.sample_posterior(key, X, y, sample_shape=(4, 5), batch_size=3)
+    assert distance(in_parts, draws) < 1e-5
+    some = guide.sample_posterior(key, X, y, sample_shape=(4, 5), sites=["norm", "tau"])
+    assert list(some) == ["norm", "tau"] and distance(some["tau"], draws["tau"]) < 1e-6
+    other = guide.sample_posterior(jax.random.key(1), X, y, sample_shape=(4, 5))
+    assert (distance(other, draws) > 0) == entry.is_distribution
+    with pytest.raises(ValueError, match="nope"):
+        guide.sample_posterior(key, X, y, sites=["nope"])
+    with pytest.raises(TypeError, match="list of names"):
+        guide.sample_posterior(key, X, y, sites="tau")
+    with pytest.raises(TypeError, match="sample_shape"):
+        guide.sample_posterior(key, X, y, sample_shape=10)
+    with pytest.raises(ValueError, match="batch_size"):
+        guide.sample_posterior(key, X, y, batch_size=0)
+
+
+@every_distribution
+def test_densities(entry, guides, key):
+    guide = guides(entry)
+    draws, log_q = guide.sample_and_log_prob(key, X, y, sample_shape=(50,))
+    assert log_q.shape == (50,)
+    np.testing.assert_allclose(guide.log_prob(draws, X, y), log_q, rtol=1e-4, atol=1e-4)
+    latents = {name: draws[name] for name in ("tau", "beta")}
+    np.testing.assert_allclose(guide.log_prob(latents, X, y), log_q, rtol=1e-4, atol=1e-4)
+    one = {name: x[0] for name, x in latents.items()}
+    assert guide.log_prob(one, X, y).shape == ()
+    # The mean of log p - log q is the ELBO, by the other way.
+    weights = gx.log_joint(guide.model, latents, X, y) - log_q
+    losses = jax.vmap(lambda k: gx.ELBO()(guide, k, X, y))(jax.random.split(key, 2000))
+    error = float(weights.std()) / 50**0.5 + float(losses.std()) / 2000**0.5
+    assert abs(float(weights.mean() + losses.mean())) < 5 * error
+    with pytest.raises(ValueError, match="beta"):
+        guide.log_prob({"tau": jnp.ones(())}, X, y)
+
+
+@every_distribution
+def test_log_prob_is_the_density_of_the_draws(entry, key):
+    def model():
+        gx.sample("z", gx.ImproperUniform(gx.constraints.interval(1.0, 3.0)))
+
+    start = gx.init_to_value({"z": 2.2})
+    guide = entry.make(model, key=key, init_loc_fn=start)
+    grid = jnp.linspace(1.0, 3.0, 20_001)[1:-1]
+    density = jnp.exp(guide.log_prob({"z": grid}))
+    cdf = np.cumsum(density) * (grid[1] - grid[0])
+    np.testing.assert_allclose(cdf[-1], 1.0, atol=1e-3)
+    draws = np.asarray(guide.sample_posterior(key, sample_shape=(10_000,))["z"])
+    for level in (0.1, 0.5, 0.9):  # the share of draws below, within 5 binomial standard errors
+        share = np.mean(draws < grid[np.searchsorted(cdf, level)])
+        assert abs(share - level) < 5 * (level * (1 - level) / 10_000) ** 0.5 + 1e-3
+
+
+@every_guide
+def test_median_and_quantiles(entry, guides, key):
+    guide = guides(entry)
+    levels = [0.05, 0.5, 0.95]
+    found = guide.quantiles(levels, X, y, num_samples=4000)
+    assert shapes(found) == {name: (3, *shape) for name, shape in SITES.items()}
+    median = guide.median(X, y, num_samples=4000)
+    assert shapes(median) == SITES
+    assert distance(median, {n: x[1] for n, x in found.items()}) < 1e-5
+    for x in found.values():
+        assert bool(jnp.all(x[0] <= x[1]) & jnp.all(x[1] <= x[2]))
+    draws = guide.sample_posterior(jax.random.key(3), X, y, sample_shape=(4000,))
+    for name, x in found.items():
+        below = np.mean(np.asarray(draws[name])[None] <= np.asarray(x)[:, None] + 1e-6, axis=1)
+        if entry.is_distribution:  # shares of draws below, within 5 binomial standard errors
+            wanted = np.reshape(levels, (3,) + (1,) * (x.ndim - 1))
+            error = np.sqrt(wanted * (1 - wanted) / 4000)
+            assert np.all(np.abs(below - wanted) < 8 * error)
+        else:
+            assert np.all(below == 1.0)
+    assert shapes(guide.quantiles(0.3, X, y)) == SITES
+    assert distance(guide.quantiles(0.3, X, y), guide.quantiles(0.3, X, y)) == 0.0
+    with pytest.raises(ValueError, match="between 0 and 1"):
+        guide.quantiles([0.5, 1.5], X, y)
+
+
+@every_guide
+def test_arguments_left_out(entry, guides, key):
+    guide = guides(entry)
+    given = guide.sample_posterior(key, X, y, sample_shape=(5,))
+    left_out = guide.sample_posterior(key, sample_shape=(5,))
+    assert left_out.keys() == {"tau", "beta", "norm"}  # eta is computed from X
+    assert distance(left_out, {n: given[n] for n in left_out}) < 1e-6
+    assert distance(guide.median(), {n: guide.median(X, y)[n] for n in left_out}) < 1e-5
+    assert guide.param_values() == guide.param_values(X, y)
+    with pytest.raises(ValueError, match="eta"):
+        guide.sample_posterior(key, sites=["eta"])
+    # Without y, on other rows: the unobserved y is no answer of the guide.
+    new = guide.sample_posterior(key, X[:7], sample_shape=(5,))
+    assert shapes(new) == {"tau": (5,), "beta": (5, 3), "norm": (5,), "eta": (5, 7)}
+    with pytest.raises(ValueError, match="'y'"):
+        gx.ELBO()(guide, key, X)
+
+
+@every_guide
+def test_a_support_that_reads_the_arguments_needs_them(entry, key):
+    def model(high, y):
+        x = gx.sample("x", gx.ImproperUniform(gx.constraints.interval(0.0, high)))
+        gx.sample("y", gx.ImproperUniform(gx.constraints.real), obs=y + x)
+
+    args = (jnp.asarray(2.0, float), jnp.asarray(0.1, float))
+    guide = entry.make(model, *args, key=key)
+    with pytest.raises(ValueError, match="'x'"):
+        guide.sample_posterior(key)
+    with pytest.raises(ValueError, match="'x'"):
+        guide.median()
+
+
+@every_guide
+def test_params_are_trained_and_read_back(entry, guides):
+    guide = guides(entry)
+    values = guide.param_values()
+    assert values.keys() == {"weight"}
+    assert 0 < float(values["weight"]) != pytest.approx(0.3)
+    np.testing.assert_allclose(values["weight"], jnp.exp(guide.model.params["weight"]), rtol=1e-6)
+
+
+@every_guide
+def test_is_finite(entry, guides):
+    guide = guides(entry)
+    assert bool(guide.is_finite())
+    broken = jax.tree.map(lambda x: x * jnp.nan, guide)
+    assert not bool(broken.is_finite())
+
+
+@every_guide
+def test_other_data_of_another_size_where_parameters_are_global(entry, guides, key):
+    guide = guides(entry)
+    other, labels = regression_data(rows=11)
+    assert jnp.isfinite(gx.ELBO()(guide, key, other, labels))
+    assert jax.tree.structure(guide) == jax.tree.structure(
+        entry.make(regression, other, labels, key=key)
+    )
+
+
+@every_guide
+def test_supports_that_depend_on_another_latent(entry, key):
+    result = gx.fit(
+        key, entry.make(triangle, key=key), steps=2000, progress=False, learning_rate=0.02
+    )
+    assert bool(jnp.all(jnp.isfinite(result.losses)))
+    draws = result.guide.sample_posterior(key, sample_shape=(20_000,))
+    assert bool(jnp.all((draws["y"] >= 0) & (draws["y"] <= draws["x"]) & (draws["x"] <= 1)))
+
+
+@every_distribution
+def test_conjugate_normal(entry, key):
+    data = jnp.asarray(ConjugateNormal.y, float)
+    guide = entry.make(ConjugateNormal.model, data, key=key)
+    fitted = gx.fit(key, guide, data, steps=2000, progress=False, objective=gx.ELBO(10)).guide
+    mean, scale = ConjugateNormal.posterior()
+    draws = np.asarray(fitted.sample_posterior(key, data, sample_shape=(20_000,))["z"])
+    # The optimum is exact, so what is left is optimisation: a hundredth of the scale.
+    assert abs(draws.mean() - mean) < 0.05 * scale
+    assert abs(draws.std() - scale) < 0.05 * scale
+    losses = jax.vmap(lambda k: gx.ELBO()(fitted, k, data))(jax.random.split(key, 5000))
+    elbo = -np.asarray(losses)
+    error = elbo.std() / 5000**0.5
+    evidence = ConjugateNormal.log_evidence()
+    assert evidence - 0.01 - 5 * error < elbo.mean() < evidence + 5 * error
+
+
+@every_distribution
+@pytest.mark.parametrize("objective", [gx.ELBO(), gx.MeanFieldELBO()], ids=["ELBO", "mean field"])
+def test_bounds_stay_below_the_evidence(entry, objective, key):
+    """At a start, halfway, and far away; the evidence is known."""
+    data = jnp.asarray(ConjugateNormal.y, float)
+    cases = [
+        (ConjugateNormal.model, (data,), ConjugateNormal.log_evidence()),
+        (triangle, (), 0.0),
+    ]
+    for model, args, evidence in cases:
+        guide = entry.make(model, *args, key=key)
+        for each in (guide, gx.fit(key, guide, *args, steps=200, progress=False).guide):
+            one = jax.jit(jax.vmap(lambda k, g=each, a=args: -objective(g, k, *a)))
+            elbos = np.asarray(one(jax.random.split(key, 20_000)))
+            assert elbos.mean() < evidence + 5 * elbos.std() / 20_000**0.5
