@@ -1,9 +1,9 @@
 """The maps from unconstrained reals onto constrained values: scalar, vector and matrix bijectors.
 
 Each equals NumPyro's map for the same constraint in value and log-determinant; log-determinants are
-written in terms of the unconstrained value wherever that avoids cancellation. Where the set has fewer
-dimensions than coordinates (a simplex, a correlation matrix) the log-determinant is that of the map
-onto a set of free coordinates, as densities over such sets are defined.
+written in terms of the unconstrained value wherever that avoids cancellation. Where the set has
+fewer dimensions than coordinates (a simplex, a correlation matrix) the log-determinant is that of
+the map onto a set of free coordinates, as densities over such sets are defined.
 """
 
 from __future__ import annotations
@@ -140,7 +140,7 @@ class Softplus(AbstractScalarMap):
         return -softplus(-x)
 
 
-def _distance(y: Array, bound: Array) -> Array:
+def _distance(y: Any, bound: Any) -> Array:
     """Return `y - bound`; where rounding left nothing of it, half the spacing of `bound`."""
     distance = jnp.asarray(y - bound)
     spacing = 0.5 * float(jnp.finfo(distance.dtype).eps) * jnp.abs(bound)
@@ -186,8 +186,9 @@ class Below(AbstractScalarMap):
 class Between(AbstractScalarMap):
     """`y = low + (high - low) sigmoid(x)` where both ends are finite.
 
-    Array bounds may hold infinities: where `high` is infinite the map is `low + exp(x)`, where `low`
-    is infinite `high - exp(-x)`, and where both are infinite the identity; it always increases.
+    Array bounds may hold infinities: where `high` is infinite the map is `low + exp(x)`, where
+    `low` is infinite `high - exp(-x)`, and where both are infinite the identity; it always
+    increases.
     """
 
     def __init__(self, low: Any, high: Any):
@@ -253,8 +254,9 @@ class AbstractVectorMap(AbstractMap):
 class StickBreaking(AbstractVectorMap):
     """From `n` reals to the simplex of `n + 1` entries, 0 to its centre.
 
-    `y_k = z_k prod_{j<k} (1 - z_j)` with `z_k = sigmoid(x_k - log(n - k))` (Stan's reference manual,
-    "Simplex transform"), so that `log det = sum_k log z_k + (n - k) log(1 - z_k)`, k from 0.
+    `y_k = z_k prod_{j<k} (1 - z_j)` with `z_k = sigmoid(x_k - log(n - k))` (Stan's reference
+    manual, "Simplex transform"), so that `log det = sum_k log z_k + (n - k) log(1 - z_k)`, k
+    from 0.
     """
 
     @staticmethod
@@ -324,8 +326,8 @@ class L1Ball(AbstractVectorMap):
 class ZeroSum(AbstractMap):
     """An isometry onto the arrays that sum to zero along each of their last `ndims` axes.
 
-    Along one axis of length `n - 1`, with `s = sum(x) / (sqrt(n) + n)`: the entries are `x - s`, and
-    a last one, `-sum(x) / sqrt(n)`, makes up for their sum. All log-determinants are 0.
+    Along one axis of length `n - 1`, with `s = sum(x) / (sqrt(n) + n)`: the entries are `x - s`,
+    and a last one, `-sum(x) / sqrt(n)`, makes up for their sum. All log-determinants are 0.
     """
 
     def __init__(self, ndims: int):
@@ -337,9 +339,7 @@ class ZeroSum(AbstractMap):
         for axis in range(-self._ndims, 0):
             n = x.shape[axis] + 1
             total = x.sum(axis=axis, keepdims=True)
-            x = jnp.concatenate(
-                [x - total / (math.sqrt(n) + n), -total / math.sqrt(n)], axis=axis
-            )
+            x = jnp.concatenate([x - total / (math.sqrt(n) + n), -total / math.sqrt(n)], axis=axis)
         return x
 
     def inverse(self, y: Array) -> Array:

@@ -1,0 +1,186 @@
+"""The evidence lower bound, its estimators and its closed forms."""
+
+import distrax
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tensorflow_probability.substrates.jax import distributions as tfd
+
+import guidax as gx
+from assertions import assert_mean_close, identical, perturbed, precision
+from models import ConjugateNormal, Hierarchy, regression, regression_data
+
+DATA = jnp.asarray(ConjugateNormal.y, float)
+OBJECTIVES = {
+    "pathwise": gx.ELBO(),
+    "stl": gx.ELBO(estimator="stl"),
+    "entropy": gx.ELBO(estimator="entropy"),
+    "mean field": gx.MeanFieldELBO(),
+}
+every_objective = pytest.mark.parametrize("objective", OBJECTIVES.values(), ids=OBJECTIVES)
+
+
+def mixed(y):
+    """Real, positive, scaled and plated latents in one model."""
+    m = gx.sample("m", distrax.Normal(jnp.zeros(()), 2.0))
+    with gx.handlers.scale(scale=0.5):
+        gx.sample("w", distrax.Normal(jnp.zeros(()), 1.5))
+    t = gx.sample("t", tfd.Gamma(2.0 * jnp.ones(()), 2.0))
+    with gx.plate("rows", 4):
+        z = gx.sample("z", distrax.Normal(m, 1.0))
+        gx.sample("y", distrax.Normal(z, t), obs=y)
+
+
+def test_objectives_have_one_value_and_one_gradient(key):
+    y = jnp.arange(4.0)
+    guide = perturbed(gx.AutoNormal(mixed, y, key=key, init_scale=0.4), key)
+    keys = jax.random.split(key, 4000)
+    found = {}
+    for name, objective in OBJECTIVES.items():
+        both = jax.value_and_grad(objective)
+        values, grads = jax.jit(jax.vmap(lambda k, both=both: both(guide, k, y)))(keys)
+        leaves = [np.asarray(x).reshape(4000, -1) for x in jax.tree.leaves(grads)]
+        found[name] = np.concatenate([np.asarray(values)[:, None], *leaves], axis=1)
+    for name, draws in found.items():
+        assert_mean_close(draws - found["pathwise"], 0.0)  # the same keys: differences vary less
+        assert np.any(draws != found["pathwise"]) == (name != "pathwise")
+
+
+def tempered():
+    """A prior to the power 5: the posterior has standard deviation 5^-1/2."""
+    with gx.handlers.scale(scale=5.0):
+        gx.sample("x", distrax.Normal(jnp.zeros(()), 1.0))
+
+
+@every_objective
+def test_scale_on_a_latent(objective, key):
+    guide = gx.AutoNormal(tempered, key=key)
+    fitted = gx.fit(key, guide, steps=3000, objective=objective, progress=False).guide
+    assert abs(jax.nn.softplus(fitted.family.raw_scale["x"]) - 5**-0.5) < 0.01
+
+
+def test_closed_divergence_has_no_variance_and_is_exact(key):
+    def prior():
+        gx.sample("a", distrax.Normal(jnp.asarray([1.0, -2.0], float), 3.0))
+        gx.sample("b", tfd.LogNormal(0.5 * jnp.ones(()), 0.7))
+
+    guide = gx.AutoNormal(prior, key=key, init_scale=0.2)
+    losses = [gx.MeanFieldELBO()(guide, k) for k in jax.random.split(key, 3)]
+    family = guide.family
+    expected = 0.0
+    for site, mean, sd in (("a", np.array([1.0, -2.0]), 3.0), ("b", 0.5, 0.7)):
+        q, p = (np.asarray(family.loc[site]), 0.2), (mean, sd)
+        ratio = q[1] ** 2 / p[1] ** 2
+        kl = 0.5 * (ratio + (q[0] - p[0]) ** 2 / p[1] ** 2 - 1 - np.log(ratio))
+        expected += np.sum(kl)
+    np.testing.assert_allclose(losses, expected, rtol=100 * precision())
+
+
+def test_stl_gradient_vanishes_at_an_exact_fit(key):
+    mean, scale = ConjugateNormal.posterior()
+    guide = gx.AutoNormal(
+        ConjugateNormal.model,
+        DATA,
+        key=key,
+        init_loc_fn=gx.init_to_value({"z": mean}),
+        init_scale=scale,
+    )
+    grads = jax.grad(gx.ELBO(estimator="stl"))(guide, key, DATA)
+    pathwise = jax.grad(gx.ELBO())(guide, key, DATA)
+    tolerance = 1e4 * precision()
+    assert abs(float(grads.family.raw_scale["z"])) < tolerance
+    assert abs(float(grads.family.loc["z"])) < tolerance
+    assert abs(float(pathwise.family.raw_scale["z"])) > 0.01
+    # Exact, so that every draw gives the evidence itself.
+    np.testing.assert_allclose(
+        -gx.ELBO()(guide, key, DATA), ConjugateNormal.log_evidence(), rtol=1e3 * precision()
+    )
+
+
+@pytest.mark.parametrize("kind", [gx.ELBO, gx.MeanFieldELBO])
+def test_particles_average(kind, key):
+    X, y = regression_data()
+    guide = gx.AutoNormal(regression, X, y, key=key, init_scale=0.5)
+    keys = jax.random.split(key, 1000)
+    one = jax.vmap(lambda k: kind()(guide, k, X, y))(keys)
+    many = jax.vmap(lambda k: kind(num_particles=16)(guide, k, X, y))(keys)
+    ratio = float(jnp.var(one) / jnp.var(many))
+    assert 16 / 1.5 < ratio < 16 * 1.5
+    gap = float(one.mean() - many.mean())
+    assert abs(gap) < 5 * float(one.std()) / 1000**0.5
+
+
+def test_particles_share_the_rows_of_plates(key):
+    y = jnp.asarray(Hierarchy.y, float)
+    guide = gx.AutoDelta(Hierarchy.takes_rows, y, key=key)  # no noise but the rows
+    one = {float(gx.ELBO()(guide, k, y)) for k in jax.random.split(key, 40)}
+    many = {float(gx.ELBO(num_particles=3)(guide, k, y)) for k in jax.random.split(key, 40)}
+    distinct = len({round(x, 4) for x in one})
+    assert 2 < distinct <= 15  # pairs out of six
+    assert {round(x, 4) for x in many} <= {round(x, 4) for x in one}
+
+
+def test_a_loss_is_minus_the_bound_and_fit_has_its_own_stream(key):
+    guide = gx.AutoNormal(ConjugateNormal.model, DATA, key=key)
+    draws, log_q = guide.sample_and_log_prob(key, DATA, sample_shape=(5000,))
+    weights = np.asarray(gx.log_joint(guide.model, draws, DATA) - log_q)
+    losses = jax.vmap(lambda k: gx.ELBO()(guide, k, DATA))(jax.random.split(key, 5000))
+    error = weights.std() / 5000**0.5 + float(losses.std()) / 5000**0.5
+    assert abs(weights.mean() + float(losses.mean())) < 5 * error
+    # An evaluation with the key that a fit was given uses other noise than the fit does.
+    result = gx.fit(key, guide, DATA, steps=1, progress=False)
+    assert float(gx.ELBO()(guide, key, DATA)) != float(result.losses[0])
+
+
+def test_objectives_are_static_and_equal_by_value():
+    assert not jax.tree.leaves(gx.ELBO())
+    assert jax.tree.structure(gx.ELBO(3)) == jax.tree.structure(gx.ELBO(num_particles=3))
+    assert jax.tree.structure(gx.ELBO(3)) != jax.tree.structure(gx.ELBO(4))
+
+
+def test_bad_options_are_named():
+    for kind in (gx.ELBO, gx.MeanFieldELBO):
+        for bad in (0, -1, 1.5):
+            with pytest.raises((ValueError, TypeError), match="num_particles"):
+                kind(num_particles=bad)
+    with pytest.raises((ValueError, TypeError), match="estimator"):
+        gx.ELBO(estimator="reinforce")
+
+
+def test_an_estimator_that_the_family_lacks_raises(key):
+    class Lopsided(gx.AbstractFamily):
+        """Draws without density or entropy of its own."""
+
+        sites: tuple = eqx.field(static=True)
+
+        def draw(self, key, target):
+            noise = jax.random.normal(key)
+            log_q = {gx.Block(("z",)): -0.5 * noise**2}
+            return gx.Draw.of({"z": noise}, log_q=log_q)
+
+    base = gx.AutoNormal(ConjugateNormal.model, DATA, key=key)
+    guide = gx.AutoGuide(base.model, Lopsided(base.family.sites), base.structure)
+    assert jnp.isfinite(gx.ELBO()(guide, key, DATA))
+    assert jnp.isfinite(gx.MeanFieldELBO()(guide, key, DATA))
+    with pytest.raises(ValueError, match="entropy in closed form.*pathwise"):
+        gx.ELBO(estimator="entropy")(guide, key, DATA)
+    with pytest.raises(ValueError, match="density in closed form.*pathwise"):
+        gx.ELBO(estimator="stl")(guide, key, DATA)
+    with pytest.raises(TypeError, match="no density"):
+        guide.log_prob({"z": jnp.zeros(())}, DATA)
+
+
+def test_optimum_does_not_depend_on_the_objective(key):
+    y = jnp.arange(4.0)
+    guide = gx.AutoNormal(mixed, y, key=key)
+    fitted = {
+        name: gx.fit(
+            key, guide, y, steps=1500, progress=False, objective=type(o)(16)
+        ).guide.quantiles([0.1, 0.5, 0.9], y)
+        for name, o in (("pathwise", gx.ELBO()), ("mean field", gx.MeanFieldELBO()))
+    }
+    for site, x in fitted["pathwise"].items():
+        np.testing.assert_allclose(fitted["mean field"][site], x, atol=0.08)
+    assert not identical(fitted["pathwise"], fitted["mean field"])
