@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import core
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, PyTree
 
@@ -30,7 +31,7 @@ def log_normal(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     return -0.5 * x**2 - HALF_LOG_2PI
 
 
-def sum_trailing(x: Array, ndim: int) -> Array:
+def sum_trailing(x: ArrayLike, ndim: int) -> Array:
     """Sum every axis after the first `ndim`."""
     return jnp.sum(x, axis=tuple(range(ndim, jnp.ndim(x))))
 
@@ -49,4 +50,4 @@ def all_finite(tree: PyTree) -> Bool[Array, ""]:
 
 def is_traced(tree: Any) -> bool:
     """Say whether any leaf is a tracer, so that its value is not known in Python."""
-    return any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(tree))
+    return any(isinstance(x, core.Tracer) for x in jax.tree.leaves(tree))

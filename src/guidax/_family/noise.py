@@ -45,9 +45,10 @@ def row_noise(key: Key, site: LatentSpec, indices: Indices) -> Array:
     axes = [axis for _, axis in site.plates]
     event = tuple(n for axis, n in enumerate(site.shape) if axis not in axes)
 
-    def draw(key: Key) -> Array:
+    def one(key: Key) -> Array:
         return random.normal(key, event, site.dtype)
 
+    draw: Callable[[Key], Array] = one
     for name, axis in site.plates:
         draw = _over_rows(draw, indices.get(name, jnp.arange(site.shape[axis])))
     # The plate wrapped last leads.

@@ -99,8 +99,8 @@ def raw_scale_of(init_scale: float) -> float:
     """
     if not (isinstance(init_scale, (int, float)) and 0 < init_scale < float("inf")):
         raise ValueError(
-            "init_scale is a standard deviation in unconstrained space, so it is a positive number; "
-            f"got {init_scale!r}. Try 0.1."
+            "init_scale is a standard deviation in unconstrained space, so it is a positive "
+            f"number; got {init_scale!r}. Try 0.1."
         )
     return inverse_softplus(float(init_scale))
 

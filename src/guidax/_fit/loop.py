@@ -87,7 +87,8 @@ def train(
             "progress is shown by the host, which jit and vmap leave out: use progress=None inside "
             "them."
         )
-    return Outcome(*advance(moving, run, batch, jnp.asarray(steps), capacity=steps), None)
+    moving, losses = advance(moving, run, batch, jnp.asarray(steps), capacity=steps)
+    return Outcome(moving, losses, None)
 
 
 def _on_host(
@@ -111,7 +112,8 @@ def _on_host(
                 report.look(int(run.start) + done, taken)
             if len(taken) < asked:
                 warnings.warn(
-                    f"the batches ended after {done} of {steps} steps; the result is what they gave.",
+                    f"the batches ended after {done} of {steps} steps; the result is what they "
+                    "gave.",
                     UserWarning,
                     stacklevel=5,  # the caller of fit
                 )

@@ -1,4 +1,4 @@
-"""What is static about a fit: the optimizer, which leaves it trains, and how gradients are taken."""
+"""What is static about a fit: the optimizer, which leaves it trains, how gradients are taken."""
 
 from __future__ import annotations
 
@@ -62,8 +62,8 @@ class Recipe:
         made = given(rate if schedule is None else schedule)
         if not isinstance(made, optax.GradientTransformation):
             raise TypeError(
-                "optimizer takes an optax optimizer or a function from a learning rate to one, such "
-                f"as optax.adam; it returned {made!r}."
+                "optimizer takes an optax optimizer or a function from a learning rate to one, "
+                f"such as optax.adam; it returned {made!r}."
             )
         return made
 
@@ -94,8 +94,8 @@ def make_recipe(
         )
     if _is_ready(optimizer) and learning_rate is not None:
         raise ValueError(
-            "a ready optimizer has its learning rate in it, so learning_rate has no effect: leave it "
-            "out, or pass a function of the rate, such as optimizer=optax.adam."
+            "a ready optimizer has its learning rate in it, so learning_rate has no effect: leave "
+            "it out, or pass a function of the rate, such as optimizer=optax.adam."
         )
     schedule = learning_rate if callable(learning_rate) else None
     if schedule is not None or learning_rate is None:

@@ -115,8 +115,9 @@ class FitResult(eqx.Module):
             )
         if int(self.first_bad_step) >= 0:
             raise ValueError(
-                f"the run stopped at step {int(self.first_bad_step)}, which was not finite, and would "
-                "stop there again. Start a new fit from result.guide, with a smaller learning_rate."
+                f"the run stopped at step {int(self.first_bad_step)}, which was not finite, and "
+                "would stop there again. Start a new fit from result.guide, with a smaller "
+                "learning_rate."
             )
 
 
@@ -130,16 +131,17 @@ class NonFiniteError(FloatingPointError):
     """
 
     def __init__(self, result: FitResult, sites: tuple[str, ...]):
-        self.result, self.sites = result, sites
-        self.step = int(result.first_bad_step)
+        self.result: FitResult = result
+        self.sites: tuple[str, ...] = sites
+        self.step: int = int(result.first_bad_step)
         loss = float(result.losses[-1])
         where = f"in the log density of the sites {list(sites)}, or in its gradient"
         if not sites:
             where = "in the update: the learning rate may be too large"
         super().__init__(
-            f"not finite at step {self.step} (loss {loss:.6g}), {where}. The guide as it was before "
-            "that step is in the error's .result.guide. Try a smaller learning_rate, another start "
-            "(init_loc_fn), or look at what those sites compute at extreme values."
+            f"not finite at step {self.step} (loss {loss:.6g}), {where}. The guide as it was "
+            "before that step is in the error's .result.guide. Try a smaller learning_rate, "
+            "another start (init_loc_fn), or look at what those sites compute at extreme values."
         )
 
 

@@ -127,8 +127,8 @@ def _log_prob(guide: AutoGuide, latents: dict[str, Array], batch: Batch) -> Floa
     log_q = guide.family.log_q(Draw.of(u), target)
     if log_q is None or (not log_q and u):
         raise TypeError(
-            f"{type(guide).__name__} has no density in closed form: its draws come with theirs, see "
-            "sample_and_log_prob."
+            f"{type(guide).__name__} has no density in closed form: its draws come with theirs, "
+            "see sample_and_log_prob."
         )
     log_det = (
         s.plate_scale * jnp.sum(s.bijection.log_det(u[n], s.value)) for n, s in sites.items()

@@ -34,8 +34,8 @@ class AutoGuide(eqx.Module):
     The methods take the model's arguments, `*args` and `**kwargs`, or one `gx.Batch` in their
     place. They may be left out where nothing that is asked for depends on them. The methods run
     through one jitted function each, so they are fast when called plainly. To jit a method yourself
-    write `eqx.filter_jit(guide.sample_posterior)`, or a function of the guide: `jax.jit` cannot take
-    a bound method of a pytree, which has no hash.
+    write `eqx.filter_jit(guide.sample_posterior)`, or a function of the guide: `jax.jit` cannot
+    take a bound method of a pytree, which has no hash.
 
     Args:
         model: The model, with its parameters.
@@ -188,7 +188,8 @@ class AutoGuide(eqx.Module):
             Site to quantiles, of shape `q.shape + site shape`.
 
         Raises:
-            ValueError: If a level is not between 0 and 1, or arguments are left out that are needed.
+            ValueError: If a level is not between 0 and 1, or arguments are left out that are
+                needed.
         """
         batch, names = self._request(args, kwargs, options_of(AutoGuide.quantiles), None)
         key = random.key(0) if key is None else key

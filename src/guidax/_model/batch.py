@@ -50,7 +50,8 @@ class Batch(eqx.Module):
     arrays: tuple[Any, ...]
     rows: dict[str, Int[Array, " rows"]]
     layout: Layout = eqx.field(static=True)
-    admitted: tuple[str, ...] = eqx.field(static=True)  # plates whose rows may be drawn: see indices
+    # Plates whose rows may be drawn: see indices.
+    admitted: tuple[str, ...] = eqx.field(static=True)
 
     def __init__(self, *args: Any, **kwargs: Any):
         leaves, treedef = jax.tree.flatten((args, kwargs))

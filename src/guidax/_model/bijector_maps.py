@@ -60,27 +60,29 @@ def exclusive_sum(x: Array) -> Array:
 class AbstractMap(distrax.Bijector):
     """A bijector told by its two directions and its log-determinant."""
 
+    # Parameters are Any because distrax annotates its own as NumPy's arrays and scalars too.
+
     @abc.abstractmethod
-    def forward(self, x: Array) -> Array:
+    def forward(self, x: Any) -> Array:
         """Map unconstrained to constrained values."""
 
     @abc.abstractmethod
-    def inverse(self, y: Array) -> Array:
+    def inverse(self, y: Any) -> Array:
         """Map constrained to unconstrained values."""
 
     @abc.abstractmethod
-    def forward_log_det_jacobian(self, x: Array) -> Array:
+    def forward_log_det_jacobian(self, x: Any) -> Array:
         """Return the log-determinant of the Jacobian at the unconstrained value."""
 
-    def forward_and_log_det(self, x: Array) -> tuple[Array, Array]:
+    def forward_and_log_det(self, x: Any) -> tuple[Array, Array]:
         """Return the constrained value and the log-determinant there."""
         return self.forward(x), self.forward_log_det_jacobian(x)
 
-    def inverse_log_det_jacobian(self, y: Array) -> Array:
+    def inverse_log_det_jacobian(self, y: Any) -> Array:
         """Return the log-determinant of the inverse map."""
         return -self.forward_log_det_jacobian(self.inverse(y))
 
-    def inverse_and_log_det(self, y: Array) -> tuple[Array, Array]:
+    def inverse_and_log_det(self, y: Any) -> tuple[Array, Array]:
         """Return the unconstrained value and the log-determinant of the inverse map."""
         x = self.inverse(y)
         return x, -self.forward_log_det_jacobian(x)

@@ -111,8 +111,8 @@ def _(constraint: c.LessThan) -> distrax.Bijector:
 @biject_to.register(c.Circular)
 def _(constraint: c.Circular) -> distrax.Bijector:
     raise ValueError(
-        "the support is circular: no map from the reals lets mass cross the end of an interval. Take "
-        "the angle of a plane vector instead: give `xy` two normal coordinates, use "
+        "the support is circular: no map from the reals lets mass cross the end of an interval. "
+        "Take the angle of a plane vector instead: give `xy` two normal coordinates, use "
         "jnp.arctan2(xy[1], xy[0]), and add the angle's own log density with gx.factor."
     )
 
@@ -120,8 +120,9 @@ def _(constraint: c.Circular) -> distrax.Bijector:
 @biject_to.register(c.Sphere)
 def _(constraint: c.Sphere) -> distrax.Bijector:
     raise ValueError(
-        "the support is a sphere, onto which no map from the reals is one to one. Normalise a normal "
-        "vector instead: v / jnp.linalg.norm(v) is uniform, and gx.factor adds the density's own term."
+        "the support is a sphere, onto which no map from the reals is one to one. Normalise a "
+        "normal vector instead: v / jnp.linalg.norm(v) is uniform, and gx.factor adds the "
+        "density's own term."
     )
 
 
@@ -191,14 +192,17 @@ class Pushforward(maps.AbstractMap):
     def forward(self, x: Array) -> Array:
         return self.outer.forward(self.inner.forward(x))
 
+    # The results of distrax's bijectors are annotated as NumPy's arrays too, which they never are.
+
     def inverse(self, y: Array) -> Array:
-        return self.inner.inverse(self.outer.inverse(y))
+        return self.inner.inverse(self.outer.inverse(y))  # pyright: ignore[reportReturnType]
 
     def forward_log_det_jacobian(self, x: Array) -> Array:
         middle, log_det = self.inner.forward_and_log_det(x)
         if isinstance(self.outer, distrax.Bijector):
             outer = self.outer.forward_log_det_jacobian(middle)
-            return log_det + outer.sum(axis=tuple(range(-self._extra, 0)))
+            outer = outer.sum(axis=tuple(range(-self._extra, 0)))
+            return log_det + outer  # pyright: ignore[reportReturnType]
         # TFP sums the event axes itself, and leaves out the batch of a constant Jacobian.
         return log_det + self.outer.forward_log_det_jacobian(middle, event_ndims=self._ndims)
 

@@ -97,7 +97,7 @@ class Constraint(abc.ABC):
     def __eq__(self, other: object) -> bool:
         if self is other:
             return True
-        if type(self) is not type(other):
+        if not isinstance(other, Constraint) or type(self) is not type(other):
             return False
         pairs = zip(self._parameters(), other._parameters(), strict=True)
         return all(a is b or (_is_static(a) and _is_static(b) and a == b) for a, b in pairs)
@@ -226,8 +226,8 @@ class Interval(_Scalar):
     _sides = ("lower", "upper")
 
     def __init__(self, low: ArrayLike, high: ArrayLike):
-        self.low = as_bound(low)
-        self.high = as_bound(high)
+        self.low: Any = as_bound(low)
+        self.high: Any = as_bound(high)
         ends = (self.low, self.high)
         if all(isinstance(end, (int, float)) for end in ends) and not self.low < self.high:
             raise ValueError(
@@ -259,7 +259,7 @@ class GreaterThan(_Scalar):
     _sides = ("lower",)
 
     def __init__(self, low: ArrayLike):
-        self.low = as_bound(low)
+        self.low: Any = as_bound(low)
 
     def _contains(self, x: Array) -> Array:
         return x > self.low
@@ -286,7 +286,7 @@ class LessThan(_Scalar):
     _sides = ("upper",)
 
     def __init__(self, high: ArrayLike):
-        self.high = as_bound(high)
+        self.high: Any = as_bound(high)
 
     def _contains(self, x: Array) -> Array:
         return x < self.high
@@ -338,16 +338,10 @@ class Independent(Constraint):
             raise ValueError(f"ndims counts axes, so it cannot be negative; got {ndims}.")
         if isinstance(base, Independent):
             base, ndims = base.base, base.ndims + ndims
-        self.base = base
-        self.ndims = int(ndims)
-
-    @property
-    def event_dim(self) -> int:
-        return self.base.event_dim + self.ndims
-
-    @property
-    def is_discrete(self) -> bool:
-        return self.base.is_discrete
+        self.base: Constraint = base
+        self.ndims: int = int(ndims)
+        self.event_dim: int = base.event_dim + self.ndims
+        self.is_discrete: bool = base.is_discrete
 
     @property
     def bound_event_ndims(self) -> int:
@@ -357,10 +351,10 @@ class Independent(Constraint):
         return all_events(self.base(x), self.ndims)
 
     def zip_bounds(self, function: BoundFunction, others: Sequence[Constraint] = ()) -> Constraint:
-        if any(type(other) is not type(self) or other.ndims != self.ndims for other in others):
+        same = [c for c in others if isinstance(c, Independent) and c.ndims == self.ndims]
+        if len(same) < len(others):
             return super().zip_bounds(function, others)
-        bases = [other.base for other in others]
-        return Independent(self.base.zip_bounds(function, bases), self.ndims)
+        return Independent(self.base.zip_bounds(function, [c.base for c in same]), self.ndims)
 
     def __hash__(self) -> int:
         return hash((Independent, self.base, self.ndims))
@@ -397,24 +391,18 @@ class Transformed(Constraint):
         ndims_in, ndims_out = bijector_event_ndims(bijector)
         if ndims_in > base.event_dim:
             base = Independent(base, ndims_in - base.event_dim)
-        self.base = base
-        self.bijector = bijector
-        self._event_dim = ndims_out + base.event_dim - ndims_in
-
-    @property
-    def event_dim(self) -> int:
-        return self._event_dim
-
-    @property
-    def is_discrete(self) -> bool:
-        return self.base.is_discrete
+        self.base: Constraint = base
+        self.bijector: Any = bijector
+        self.event_dim: int = ndims_out + base.event_dim - ndims_in
+        self.is_discrete: bool = base.is_discrete
 
     def _contains(self, x: Array) -> Array:
         return self.base(self.bijector.inverse(x))
 
     def __eq__(self, other: object) -> bool:
-        same = isinstance(other, Transformed) and self.bijector is other.bijector
-        return same and self.base == other.base
+        if not isinstance(other, Transformed):
+            return False
+        return self.bijector is other.bijector and self.base == other.base
 
     def __hash__(self) -> int:
         return hash((Transformed, self.base, id(self.bijector)))
@@ -426,9 +414,9 @@ def bijector_event_ndims(bijector: Any) -> tuple[int, int]:
         ("event_ndims_in", "event_ndims_out"),
         ("forward_min_event_ndims", "inverse_min_event_ndims"),
     ):
-        ndims_in, ndims_out = (getattr(bijector, name, None) for name in names)
-        if hasattr(ndims_in, "__index__") and hasattr(ndims_out, "__index__"):
-            return int(ndims_in), int(ndims_out)
+        ndims: list[Any] = [getattr(bijector, name, None) for name in names]
+        if all(hasattr(n, "__index__") for n in ndims):
+            return int(ndims[0]), int(ndims[1])
     raise TypeError(
         f"expected a distrax bijector, or a TFP bijector of one array; got {bijector!r}. Write a "
         "subclass of distrax.Bijector for other maps."

@@ -28,8 +28,8 @@ from .constraint_types import (
     UnitInterval,
     all_events,
     as_bound,
-    independent as independent,
 )
+from .constraint_types import independent as independent
 
 
 def _eps(x: Array) -> float:
@@ -264,8 +264,8 @@ class IntegerInterval(Interval):
     _name = "integer_interval"
 
     def __init__(self, low: ArrayLike, high: ArrayLike):
-        self.low = as_bound(low)
-        self.high = as_bound(high)
+        self.low: Any = as_bound(low)
+        self.high: Any = as_bound(high)
 
     def _contains(self, x: Array) -> Array:
         return super()._contains(x) & integer(x)
@@ -314,53 +314,54 @@ class Multinomial(Constraint):
     _fields = ("upper",)
 
     def __init__(self, upper: ArrayLike):
-        self.upper = as_bound(upper)
+        self.upper: Any = as_bound(upper)
 
     def _contains(self, x: Array) -> Array:
         counts = jnp.all((x >= 0) & integer(x), axis=-1)
         return counts & (x.sum(axis=-1) == self.upper)
 
     def zip_bounds(self, function: BoundFunction, others: Sequence[Constraint] = ()) -> Constraint:
-        if any(type(other) is not Multinomial for other in others):
+        same = [other for other in others if isinstance(other, Multinomial)]
+        if len(same) < len(others):
             return super().zip_bounds(function, others)
-        uppers: list[Any] = [self.upper, *(other.upper for other in others)]
+        uppers = [self.upper, *(other.upper for other in same)]
         return Multinomial(function(uppers, "upper"))
 
 
-real = Real()
-positive = Positive()
-nonnegative = Nonnegative()
-softplus_positive = SoftplusPositive()
-unit_interval = UnitInterval()
+real: Constraint = Real()
+positive: Constraint = Positive()
+nonnegative: Constraint = Nonnegative()
+softplus_positive: Constraint = SoftplusPositive()
+unit_interval: Constraint = UnitInterval()
 interval = Interval
 open_interval = OpenInterval
 greater_than = GreaterThan
 greater_than_eq = GreaterThanEq
 less_than = LessThan
 less_than_eq = LessThanEq
-circular = Circular()
-real_vector = Independent(real, 1)
-real_matrix = Independent(real, 2)
-simplex = Simplex()
-ordered = Ordered()
-positive_ordered = PositiveOrdered()
-l1_ball = L1Ball()
-sphere = Sphere()
+circular: Constraint = Circular()
+real_vector: Constraint = Independent(real, 1)
+real_matrix: Constraint = Independent(real, 2)
+simplex: Constraint = Simplex()
+ordered: Constraint = Ordered()
+positive_ordered: Constraint = PositiveOrdered()
+l1_ball: Constraint = L1Ball()
+sphere: Constraint = Sphere()
 zero_sum = ZeroSum
-lower_cholesky = LowerCholesky()
-softplus_lower_cholesky = SoftplusLowerCholesky()
-scaled_unit_lower_cholesky = ScaledUnitLowerCholesky()
-corr_cholesky = CorrCholesky()
-corr_matrix = CorrMatrix()
-positive_definite = PositiveDefinite()
-positive_semidefinite = PositiveSemidefinite()
+lower_cholesky: Constraint = LowerCholesky()
+softplus_lower_cholesky: Constraint = SoftplusLowerCholesky()
+scaled_unit_lower_cholesky: Constraint = ScaledUnitLowerCholesky()
+corr_cholesky: Constraint = CorrCholesky()
+corr_matrix: Constraint = CorrMatrix()
+positive_definite: Constraint = PositiveDefinite()
+positive_semidefinite: Constraint = PositiveSemidefinite()
 transformed = Transformed
-boolean = Boolean()
-one_hot = OneHot()
+boolean: Constraint = Boolean()
+one_hot: Constraint = OneHot()
 discrete = Discrete
-integer = Integer()
+integer: Constraint = Integer()
 integer_interval = IntegerInterval
 integer_greater_than = IntegerGreaterThan
-nonnegative_integer = NonnegativeInteger()
-positive_integer = PositiveInteger()
+nonnegative_integer: Constraint = NonnegativeInteger()
+positive_integer: Constraint = PositiveInteger()
 multinomial = Multinomial

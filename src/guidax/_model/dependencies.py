@@ -47,8 +47,8 @@ def _flow(jaxpr: Any, incoming: Sequence[Reads]) -> list[Reads]:
         args = [read(v) for v in eqn.invars]
         inner = eqn.params.get("jaxpr") or eqn.params.get("call_jaxpr")
         inner = getattr(inner, "jaxpr", inner)
-        exact = eqn.primitive.name in _INLINE and inner is not None
-        if exact and len(inner.invars) == len(args):
+        exact = eqn.primitive.name in _INLINE
+        if exact and inner is not None and len(inner.invars) == len(args):
             outs = _flow(inner, args)
         else:
             outs = [frozenset[str]().union(*args)] * len(eqn.outvars)

@@ -121,7 +121,9 @@ def _row_terms(
         inside = any(each.name == p.name for each in site.plates)
         if inside and site.log_prob is not None:
             axis = len(site.batch_shape) + next(q.dim for q in site.plates if q.name == p.name)
-            log_p = jnp.where(True if site.mask is None else site.mask, site.log_prob(site.value), 0)
+            log_p = jnp.where(
+                True if site.mask is None else site.mask, site.log_prob(site.value), 0
+            )
             found.append(jnp.moveaxis(log_p, axis, 0))
     return found
 

@@ -79,8 +79,8 @@ class NumPyroModel(AbstractModel):
                 sites[name] = Site(name, "param", value, bijection=_param_bijection(msg))
             elif kind == "mutable":
                 raise ValueError(
-                    f"site {name!r} is numpyro's `mutable`: state that a run changes has no place in "
-                    "a pure function. Pass the state as an argument of the model, and return it."
+                    f"site {name!r} is numpyro's `mutable`: state that a run changes has no place "
+                    "in a pure function. Pass the state as an argument of the model, and return it."
                 )
         for name, size in values.sizes.items():
             plates.setdefault(name, Plate(name, size, 0, values.rows[name]))
@@ -94,7 +94,8 @@ class NumPyroModel(AbstractModel):
         for each in made:
             if not isinstance(each, numpyro_plate):
                 raise TypeError(
-                    f"create_plates returns a numpyro.plate or several of them; it returned {each!r}."
+                    "create_plates returns a numpyro.plate or several of them; it returned "
+                    f"{each!r}."
                 )
         return {each.name: each._indices for each in made}
 
@@ -122,8 +123,8 @@ class _Values:
     def _plate(self, name: str, size: int, rows: int | None) -> Any:
         if self.sizes.setdefault(name, size) != size:
             raise ValueError(
-                f"plate {name!r} appears with size {self.sizes[name]} and with size {size}: one name "
-                "is one plate."
+                f"plate {name!r} appears with size {self.sizes[name]} and with size {size}: one "
+                "name is one plate."
             )
         given = self._indices.get(name)
         self.rows[name] = given.shape[0] if given is not None else rows or size
@@ -171,7 +172,8 @@ def _site(msg: dict[str, Any], sizes: dict[str, int]) -> Site:
     shape, observed = sample_shape + tuple(fn.batch_shape), msg["is_observed"]
     event = tuple(fn.event_shape)
     frames = sorted(msg["cond_indep_stack"], key=lambda f: f.dim)
-    plates = tuple(Plate(f.name, sizes.get(f.name, f.size), f.dim, f.size) for f in frames)
+    sizes = {f.name: f.size for f in frames} | sizes
+    plates = tuple(Plate(f.name, sizes[f.name], f.dim, f.size) for f in frames)
     scale = 1.0 if msg["scale"] is None else msg["scale"]
     for p in plates:
         if p.rows < p.size:  # NumPyro's scale holds N/B too
@@ -241,8 +243,8 @@ def _bijection(fn: Any, batch_ndim: int) -> Bijection | Exception:
         return TypeError(f"{type(fn).__name__} states no support")
     if support.is_discrete:
         return TypeError(
-            f"{type(_base(fn)).__name__} is discrete; guides need continuous latents. Sum it out, or "
-            "observe it."
+            f"{type(_base(fn)).__name__} is discrete; guides need continuous latents. Sum it out, "
+            "or observe it."
         )
     if _base(support) is constraints.circular or support is constraints.circular:
         return ValueError(
@@ -289,8 +291,8 @@ def _monotone(transform: Any) -> int:
 class _Refuser(Messenger):
     def process_message(self, msg: dict[str, Any]) -> None:
         raise TypeError(
-            f"the model calls numpyro.{msg['type']} (site {msg['name']!r}), but it was passed as one "
-            "in guidax's own language: wrap it, gx.from_numpyro(model)."
+            f"the model calls numpyro.{msg['type']} (site {msg['name']!r}), but it was passed as "
+            "one in guidax's own language: wrap it, gx.from_numpyro(model)."
         )
 
 

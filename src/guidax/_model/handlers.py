@@ -320,7 +320,7 @@ class mask(AbstractHandler):
     mask: Any
 
     def __init__(self, fn: Callable[..., Any] | None = None, mask: ArrayLike = True):
-        if not isinstance(mask, bool) and jnp.result_type(mask) != bool:
+        if not isinstance(mask, bool) and jnp.result_type(mask) != jnp.bool_:
             raise TypeError(
                 f"mask takes a bool or an array of them; got dtype {jnp.result_type(mask)}. "
                 "Compare, e.g. weights > 0."

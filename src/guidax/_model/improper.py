@@ -15,8 +15,8 @@ class ImproperUniform:
     """The flat prior over a constraint: log density 0 everywhere.
 
     It has no normaliser, so it cannot be drawn from: it stands for a latent, not for data that are
-    to be simulated. A flat density of a constrained value is not flat in unconstrained space; guides
-    account for the Jacobian.
+    to be simulated. A flat density of a constrained value is not flat in unconstrained space;
+    guides account for the Jacobian.
 
     Args:
         constraint: Where the value lies.
@@ -39,8 +39,8 @@ class ImproperUniform:
     ):
         if not isinstance(constraint, Constraint) or constraint.is_discrete:
             raise TypeError(
-                "ImproperUniform takes a continuous constraint, such as gx.constraints.positive; got "
-                f"{constraint!r}."
+                "ImproperUniform takes a continuous constraint, such as gx.constraints.positive; "
+                f"got {constraint!r}."
             )
         extra = len(event_shape) - constraint.event_dim
         if extra < 0:
@@ -48,10 +48,10 @@ class ImproperUniform:
                 f"a value in {constraint!r} has at least {constraint.event_dim} axes: give them in "
                 f"event_shape; got event_shape={event_shape}."
             )
-        self.constraint = independent(constraint, extra)
-        self.batch_shape = tuple(batch_shape)
-        self.event_shape = tuple(event_shape)
-        self.dtype = jnp.result_type(float if dtype is None else dtype)
+        self.constraint: Constraint = independent(constraint, extra)
+        self.batch_shape: tuple[int, ...] = tuple(batch_shape)
+        self.event_shape: tuple[int, ...] = tuple(event_shape)
+        self.dtype: jnp.dtype = jnp.result_type(float if dtype is None else dtype)
 
     def log_prob(self, value: Float[Array, "..."]) -> Float[Array, "..."]:
         """Return zeros of the batch shape, for a value of shape `... + batch + event`."""
@@ -62,8 +62,8 @@ class ImproperUniform:
         """Raise a ValueError: there is nothing to draw from."""
         del seed, sample_shape
         raise ValueError(
-            f"ImproperUniform({self.constraint!r}) has no draws, since it has no normaliser: give the "
-            "site a value (gx.handlers.condition or substitute), or a proper prior."
+            f"ImproperUniform({self.constraint!r}) has no draws, since it has no normaliser: give "
+            "the site a value (gx.handlers.condition or substitute), or a proper prior."
         )
 
     def __repr__(self) -> str:

@@ -63,11 +63,11 @@ def admit(
         return batch
     if is_traced((model, batch)):
         raise ValueError(
-            f"plate {asked[0].name!r} has latents and its rows would be drawn at random, but whether "
-            "the model takes the matching rows of its data is known only for arguments of the "
-            "structure that the guide was built on. These are others, and their values are not known "
-            "inside this transformation: build the guide on arguments of this structure, or say "
-            f"which rows they hold: gx.Batch(...).at({asked[0].name}=row_numbers)."
+            f"plate {asked[0].name!r} has latents and its rows would be drawn at random, but "
+            "whether the model takes the matching rows of its data is known only for arguments of "
+            "the structure that the guide was built on. These are others, and their values are not "
+            "known inside this transformation: build the guide on arguments of this structure, or "
+            f"say which rows they hold: gx.Batch(...).at({asked[0].name}=row_numbers)."
         )
     return batch.admit({*batch.admitted, *drawable_plates(model, batch, tuple(asked))})
 
@@ -149,17 +149,17 @@ def _check_rows(model: AbstractModel, batch: Batch) -> None:
         numbers, size = np.asarray(rows), plates[name].size
         if numbers.size and not (numbers.min() >= 0 and numbers.max() < size):
             raise ValueError(
-                f"at({name}=...) holds row numbers from {numbers.min()} to {numbers.max()}, but the "
-                f"plate has rows 0 to {size - 1}."
+                f"at({name}=...) holds row numbers from {numbers.min()} to {numbers.max()}, but "
+                f"the plate has rows 0 to {size - 1}."
             )
 
 
 def _check_local(p: Plate, batch: Batch, size: int, *, same: bool) -> None:
     if p.size != size:
         raise ValueError(
-            f"plate {p.name!r} has size {p.size} here, but the guide was built with parameters for "
-            f"{size} rows of it: build a guide on these arguments, or keep the plate's size and say "
-            f"which rows the arguments hold: gx.Batch(...).at({p.name}=row_numbers)."
+            f"plate {p.name!r} has size {p.size} here, but the guide was built with parameters "
+            f"for {size} rows of it: build a guide on these arguments, or keep the plate's size "
+            f"and say which rows the arguments hold: gx.Batch(...).at({p.name}=row_numbers)."
         )
     given = batch.rows.get(p.name)
     fixed = same and p.rows < p.size and p.name not in batch.admitted

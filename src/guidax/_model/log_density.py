@@ -76,7 +76,8 @@ class LogDensity(AbstractModel):
             raise ValueError("the example of a log density has no leaf: there is nothing to infer.")
         if twice := sorted({n for n in names if names.count(n) > 1} | ({TERM} & set(names))):
             raise ValueError(
-                f"the names {twice} of the example's leaves are used twice or reserved: rename keys."
+                f"the names {twice} of the example's leaves are used twice or reserved: rename "
+                "keys."
             )
         self.supports = Static(_named_supports(supports, names))
 
@@ -117,7 +118,8 @@ class LogDensity(AbstractModel):
         term = jnp.asarray(self.fn.build()(latents, *args, **kwargs))
         if term.shape != ():
             raise ValueError(
-                f"the log density {self.name} returned shape {term.shape}; it must return one number."
+                f"the log density {self.name} returned shape {term.shape}; it must return one "
+                "number."
             )
         found = {n: dataclasses.replace(site, value=values[n]) for n, site in sites.items()}
         found[TERM] = Site(
@@ -177,8 +179,6 @@ def _named_supports(
         raise ValueError(f"supports names {unknown}, but the example has the sites {names}.")
     for name, constraint in given.items():
         if not isinstance(constraint, Constraint):
-            raise TypeError(
-                f"supports[{name!r}] takes one of gx.constraints; got {constraint!r}."
-            )
+            raise TypeError(f"supports[{name!r}] takes one of gx.constraints; got {constraint!r}.")
         bijection_of(constraint, 0)  # raises where there is none
     return {name: given.get(name, constraints.real) for name in names}

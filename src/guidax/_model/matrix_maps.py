@@ -1,4 +1,4 @@
-"""The maps from unconstrained vectors onto triangular, positive definite and correlation matrices."""
+"""Maps from unconstrained vectors onto triangular, positive definite and correlation matrices."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ def _side(length: int, *, diagonal: bool) -> int:
     if n * (n + 1) // 2 != length:
         kind = "lower triangle" if diagonal else "strict lower triangle"
         raise ValueError(
-            f"a vector of length {length} fills the {kind} of no square matrix; the lengths that do "
-            f"are {'n (n + 1) / 2' if diagonal else 'n (n - 1) / 2'}."
+            f"a vector of length {length} fills the {kind} of no square matrix; the lengths that "
+            f"do are {'n (n + 1) / 2' if diagonal else 'n (n - 1) / 2'}."
         )
     return n if diagonal else n + 1
 
@@ -57,7 +57,7 @@ def _eye(x: Array, n: int) -> np.ndarray:
 
 
 class AbstractTriangularMap(AbstractMap):
-    """From vectors to lower triangular matrices: the strict triangle row by row, then the diagonal."""
+    """From vectors to lower triangular matrices: the strict triangle by rows, then the diagonal."""
 
     def __init__(self) -> None:
         super().__init__(event_ndims_in=1, event_ndims_out=2)
@@ -141,7 +141,7 @@ class CorrCholesky(AbstractMap):
         n = _side(x.shape[-1], diagonal=False)
         log_left = exclusive_sum(_strict_lower(log_sech(x), n))
         # A long row of extreme entries underflows; its diagonal entry stays positive all the same.
-        left = jnp.exp(jnp.maximum(log_left, math.log(tiny(x))))
+        left = jnp.exp(jnp.maximum(log_left, math.log(2 * tiny(x))))  # 2: exp may round down
         return (_strict_lower(jnp.tanh(x), n) + _eye(x, n)) * left
 
     def inverse(self, y: Array) -> Array:

@@ -72,9 +72,7 @@ class AbstractModel(eqx.Module):
 
     def with_params(self, params: dict[str, Any]) -> AbstractModel:
         """Return the model with other values of its `param` sites."""
-        return eqx.tree_at(
-            lambda m: m.params, self, params, is_leaf=lambda x: x is self.params
-        )
+        return eqx.tree_at(lambda m: m.params, self, params, is_leaf=lambda x: x is self.params)
 
 
 class _Parts(NamedTuple):
@@ -156,7 +154,9 @@ def _trainable(module: Any) -> Any:
         if not isinstance(node, AbstractHandler):
             return eqx.is_inexact_array(node) and not np.iscomplexobj(node)
         nothing = jax.tree.map(lambda _: False, node)
-        return eqx.tree_at(lambda h: h.fn, nothing, _trainable(node.fn), is_leaf=lambda x: x is None)
+        return eqx.tree_at(
+            lambda h: h.fn, nothing, _trainable(node.fn), is_leaf=lambda x: x is None
+        )
 
     return jax.tree.map(spec, module, is_leaf=lambda node: isinstance(node, AbstractHandler))
 
@@ -236,8 +236,8 @@ def unblocked(handler: AbstractHandler) -> AbstractModel:
     """
     if not isinstance(handler, block):
         raise TypeError(
-            f"gx.handlers.{type(handler).__name__} works on programs in the model language; this one "
-            "wraps a model of another language. Apply that language's own handler inside, e.g. "
+            f"gx.handlers.{type(handler).__name__} works on programs in the model language; this "
+            "one wraps a model of another language. Apply that language's own handler inside, e.g. "
             "gx.from_numpyro(numpyro.handlers.scale(model, 2.0))."
         )
     assert isinstance(handler.fn, AbstractModel)

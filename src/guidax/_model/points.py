@@ -54,9 +54,7 @@ def log_joint(
 
 
 @jax.jit
-def _log_joint(
-    model: AbstractModel, latents: dict[str, Array], batch: Batch
-) -> Float[Array, ""]:
+def _log_joint(model: AbstractModel, latents: dict[str, Array], batch: Batch) -> Float[Array, ""]:
     plates = {p.name: p for p in describe(model, batch, random.key(0)).plates}
     whole = {name: jnp.arange(plates[name].size) for name in batch.admitted}
     target = Target(model, batch, random.key(0), whole | batch.rows)

@@ -188,9 +188,12 @@ class plate(Messenger):
             )
         if dim is not None and dim >= 0:
             raise ValueError(
-                f"plate {name!r}: dim counts batch axes from the right, so it is negative; got {dim}."
+                f"plate {name!r}: dim counts batch axes from the right, so it is negative; got "
+                f"{dim}."
             )
-        self.name, self.size, self.dim = name, int(size), dim
+        self.name: str = name
+        self.size: int = int(size)
+        self.dim: int | None = dim
         self._rows = int(rows)
         self._frame: Plate | None = None
         self._indices: Any = None

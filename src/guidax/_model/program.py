@@ -257,4 +257,10 @@ def bijection_of(constraint: Constraint, batch_ndim: int) -> Bijection:
         del x
         return sum_trailing(bijector.forward_log_det_jacobian(u), batch_ndim)
 
-    return Bijection(bijector.forward, bijector.inverse, log_det, monotonicity(bijector))
+    # distrax annotates its results as NumPy's arrays too, which they never are here.
+    return Bijection(
+        bijector.forward,  # pyright: ignore[reportArgumentType]
+        bijector.inverse,  # pyright: ignore[reportArgumentType]
+        log_det,
+        monotonicity(bijector),
+    )

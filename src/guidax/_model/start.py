@@ -104,8 +104,8 @@ def _require_continuous(model: AbstractModel, structure: Structure) -> None:
         raise ValueError(f"latent site {name!r}: {why}")
     if not structure.latents:
         raise ValueError(
-            f"the model {model.name} has no latent site: nothing to infer. Is it a model in guidax's "
-            "language (gx.sample), and is not every site observed?"
+            f"the model {model.name} has no latent site: nothing to infer. Is it a model in "
+            "guidax's language (gx.sample), and is not every site observed?"
         )
 
 
@@ -295,8 +295,8 @@ def _raise_for(found: _Found) -> None:
     terms = {name: float(term) for name, term in found.terms.items()}
     shown = "\n".join(f"    {name}: {value:.6g}" for name, value in terms.items())
     raise ValueError(
-        f"no starting point with finite log density and gradient in {TRIES} tries. Log density by "
-        f"site at the last one:\n{shown}\nA value of nan or -inf names the site to look at; where all "
-        "are finite the gradient is not. Try init_loc_fn=gx.init_to_median() or "
+        f"no starting point with finite log density and gradient in {TRIES} tries. Log density "
+        f"by site at the last one:\n{shown}\nA value of nan or -inf names the site to look at; "
+        "where all are finite the gradient is not. Try init_loc_fn=gx.init_to_median() or "
         "gx.init_to_value({...})."
     )

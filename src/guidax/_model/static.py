@@ -7,13 +7,13 @@ from collections.abc import Hashable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
-from jax import dtypes
+from jax import core, dtypes
 
 
 class Static:
-    """A pytree of constants that is compared by content, so that an equal one made later is the
-    same program.
+    """A pytree of constants compared by content: an equal one made later is the same program.
 
     Arrays count by dtype, shape and content, `functools.partial`s by function and arguments,
     everything else by type and `==`.
@@ -28,7 +28,7 @@ class Static:
     __slots__ = ("_hash", "_key", "value")
 
     def __init__(self, value: Any):
-        self.value = value
+        self.value: Any = value
         self._key = _tree_key(value)
         self._hash = hash(self._key)
 
@@ -60,7 +60,7 @@ def static(value: Any) -> Static:
     Raises:
         TypeError: If the value is traced, or is neither an array nor hashable.
     """
-    if isinstance(value, jax.Array) and not isinstance(value, jax.core.Tracer):
+    if isinstance(value, jax.Array) and not isinstance(value, core.Tracer):
         value = np.asarray(value)
     return Static(value)
 
@@ -71,12 +71,12 @@ def _tree_key(tree: Any) -> tuple[Hashable, ...]:
 
 
 def _leaf_key(leaf: Any) -> Hashable:
-    if isinstance(leaf, jax.core.Tracer):
+    if isinstance(leaf, core.Tracer):
         raise TypeError(
             f"a constant of a model is traced ({leaf.aval.str_short()}), so it cannot be compared: "
             "pass it as an argument of the model, or build the model outside jit, grad and vmap."
         )
-    if isinstance(leaf, jax.Array) and dtypes.issubdtype(leaf.dtype, dtypes.prng_key):
+    if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, dtypes.prng_key):
         return str(leaf.dtype), _leaf_key(jax.random.key_data(leaf))
     if isinstance(leaf, (np.ndarray, jax.Array)):
         array = np.asarray(leaf)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, cast
 
 import equinox as eqx
 import jax
@@ -56,7 +56,9 @@ class init_to_median(eqx.Module):
 
     def __check_init__(self) -> None:
         if self.num_samples < 1:
-            raise ValueError(f"init_to_median: num_samples must be positive, not {self.num_samples}.")
+            raise ValueError(
+                f"init_to_median: num_samples must be positive, not {self.num_samples}."
+            )
 
     def __call__(self, site: Site, key: Key) -> Array:
         """Return a constrained value for the live site.
@@ -155,7 +157,7 @@ class _Function(eqx.Module):
         return self.function.value(site, key)
 
 
-def as_strategy(strategy: Any) -> eqx.Module:
+def as_strategy(strategy: Any) -> Strategy:
     """Return a strategy as a module; `init_to_median` stands for `init_to_median()`.
 
     Raises:
@@ -165,7 +167,8 @@ def as_strategy(strategy: Any) -> eqx.Module:
         strategy = strategy()
     if not callable(strategy):
         raise TypeError(
-            "init_loc_fn takes a strategy such as gx.init_to_median(), or a function of a site and a "
-            f"key that returns a constrained value; got {strategy!r}."
+            "init_loc_fn takes a strategy such as gx.init_to_median(), or a function of a site and "
+            f"a key that returns a constrained value; got {strategy!r}."
         )
-    return strategy if isinstance(strategy, eqx.Module) else _Function(Static(strategy))
+    made = strategy if isinstance(strategy, eqx.Module) else _Function(Static(strategy))
+    return cast(Strategy, made)

@@ -48,8 +48,8 @@ def probe(model: AbstractModel, batch: Batch, key: Key) -> Structure:
         return _probe(model, batch, key)
     except _NEEDS_PYTHON as error:
         raise TypeError(
-            f"the model {model.name} uses the value of an array or float argument in Python (a size, "
-            "a branch, np.unique, …), but such arguments are traced. Pass that argument as "
+            f"the model {model.name} uses the value of an array or float argument in Python (a "
+            "size, a branch, np.unique, …), but such arguments are traced. Pass that argument as "
             f"gx.static(value). JAX says: {str(error).splitlines()[0]}"
         ) from error
 

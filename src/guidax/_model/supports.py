@@ -1,7 +1,7 @@
 """The support of each distribution of distrax and of TFP's JAX substrate.
 
-Classes are looked up by name, so that nothing breaks where an older or newer TFP lacks one. TFP's own
-default bijectors are never used: they differ from NumPyro's and Stan's.
+Classes are looked up by name, so that nothing breaks where an older or newer TFP lacks one. TFP's
+own default bijectors are never used: they differ from NumPyro's and Stan's.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ _LIBRARIES = ("distrax.", "tensorflow_probability.")
 def support(dist: Any) -> Constraint:
     """Return the constraint that a distribution's values satisfy.
 
-    `@gx.support.register(MyDistribution)` decorates a function from a distribution of your own class
-    to one of `gx.constraints`; subclasses inherit it.
+    `@gx.support.register(MyDistribution)` decorates a function from a distribution of your own
+    class to one of `gx.constraints`; subclasses inherit it.
 
     Args:
         dist: A distribution of distrax, of TFP's JAX substrate, or of a registered class.
@@ -68,8 +68,8 @@ def _no_density(reason: str) -> Callable[[Any], Constraint]:
 
 def _several(d: Any) -> Constraint:
     raise TypeError(
-        f"{type(d).__name__} draws several arrays at once, and a site holds one: write a sample site "
-        "for each of them."
+        f"{type(d).__name__} draws several arrays at once, and a site holds one: write a sample "
+        "site for each of them."
     )
 
 
@@ -84,13 +84,10 @@ def _between(d: Any) -> Constraint:
     return c.interval(d.low, d.high)
 
 
-
 def _extreme_value(d: Any) -> Constraint:
     shape = d.concentration
     end = d.loc - d.scale / jnp.where(shape == 0, 1.0, shape)
-    return c.interval(
-        jnp.where(shape > 0, end, -jnp.inf), jnp.where(shape < 0, end, jnp.inf)
-    )
+    return c.interval(jnp.where(shape > 0, end, -jnp.inf), jnp.where(shape < 0, end, jnp.inf))
 
 
 def _generalized_pareto(d: Any) -> Constraint:
@@ -210,7 +207,7 @@ def _hull(d: Any, supports: Sequence[Constraint]) -> Constraint:
         ranges = [each.range for each in supports]
         if any(each is None for each in ranges):
             raise _unknown(d, f"its components have the supports {list(supports)}") from None
-        lows, highs = zip(*ranges, strict=True)  # pyright: ignore[reportArgumentType]
+        lows, highs = zip(*ranges, strict=True)
         low, high = widest(lows, "lower"), widest(highs, "upper")
         if (low, high) == (-math.inf, math.inf):
             return c.real

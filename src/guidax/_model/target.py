@@ -185,9 +185,9 @@ def _plate_scale(block: Block, trace: Trace) -> float:
     for p in plates.values():
         if p.name not in block.plates and p.rows < p.size:
             raise ValueError(
-                f"the guide draws the sites {list(block.sites)} jointly over plate {p.name!r}, which "
-                f"holds {p.rows} of {p.size} rows: a joint density has no share for each row. Use "
-                "gx.AutoNormal, gx.AutoDelta or gx.AutoSemiDAIS for them."
+                f"the guide draws the sites {list(block.sites)} jointly over plate {p.name!r}, "
+                f"which holds {p.rows} of {p.size} rows: a joint density has no share for each "
+                "row. Use gx.AutoNormal, gx.AutoDelta or gx.AutoSemiDAIS for them."
             )
     return math.prod(plates[name].size / plates[name].rows for name in block.plates)
 
@@ -197,9 +197,9 @@ def _value(site: Site, draw: Draw, *, forward: bool) -> Array | None:
         if forward:
             return None
         raise ValueError(
-            f"latent site {site.name!r} has no value: the guide does not hold it. If it is an "
-            "observation, pass its data; if it is a latent, every latent needs a part of the guide, "
-            "and in a list a DAIS part comes last."
+            f"latent site {site.name!r} has no value: the guide does not hold it. If it is "
+            "an observation, pass its data; if it is a latent, every latent needs a part of the "
+            "guide, and in a list a DAIS part comes last."
         )
     value = draw.values[site.name]
     return value if draw.space_of(site.name) == "constrained" else site.bijection.forward(value)
@@ -253,4 +253,3 @@ def log_joint(
     """Return the log joint density of constrained latents and the observations."""
     target = Target(model, batch, key, dict(indices))
     return target.score(Draw.of(latents, "constrained")).log_density
-

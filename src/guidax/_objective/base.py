@@ -22,8 +22,8 @@ from .._types import Key
 class AbstractObjective(eqx.Module):
     """A pure function of a guide, a key and the model's arguments, to be minimised.
 
-    Called as `objective(guide, key, *args, **kwargs)`, with the model's arguments or one `gx.Batch`;
-    differentiate it by its first argument. Its options are static.
+    Called as `objective(guide, key, *args, **kwargs)`, with the model's arguments or one
+    `gx.Batch`; differentiate it by its first argument. Its options are static.
     """
 
     num_particles: eqx.AbstractVar[int]
@@ -39,7 +39,9 @@ class AbstractObjective(eqx.Module):
     def check(self, guide: AutoGuide, batch: Batch, indices: dict[str, Array]) -> None:
         """Refuse what the objective is not defined for."""
 
-    def __call__(self, guide: AutoGuide, key: Key, /, *args: Any, **kwargs: Any) -> Float[Array, ""]:
+    def __call__(
+        self, guide: AutoGuide, key: Key, /, *args: Any, **kwargs: Any
+    ) -> Float[Array, ""]:
         """Return the loss: minus the bound.
 
         Args:
@@ -73,7 +75,9 @@ class AbstractObjective(eqx.Module):
 
     def not_finite(self, guide: AutoGuide, key: Key, batch: Batch) -> tuple[str, ...]:
         """Return the sites whose log density, or its gradient, `loss` finds not to be finite."""
-        return tuple(n for n, finite in _finite_sites(self, guide, key, batch).items() if not finite)
+        return tuple(
+            n for n, finite in _finite_sites(self, guide, key, batch).items() if not finite
+        )
 
     def _randomness(
         self, guide: AutoGuide, key: Key, batch: Batch

@@ -64,6 +64,5 @@ class ELBO(AbstractObjective):
 
 def _lacking(guide: AutoGuide, what: str, sites: list[tuple[str, ...]]) -> ValueError:
     return ValueError(
-        f"{type(guide).__name__} has no {what} for the sites {sites}: use "
-        'estimator="pathwise".'
+        f'{type(guide).__name__} has no {what} for the sites {sites}: use estimator="pathwise".'
     )
