@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
+from jaxtyping import TypeCheckError
 
 
 def distance(a, b):
@@ -37,6 +42,15 @@ def assert_mean_close(draws, expected, sigmas=5.0):
     error = draws.std(axis=0) / np.sqrt(draws.shape[0])
     gap = np.abs(draws.mean(axis=0) - expected)
     assert np.all(gap <= sigmas * error + 1e-12), f"gap {gap}, standard error {error}"
+
+
+@contextlib.contextmanager
+def refused_type(message):
+    """Expect a TypeError with that message, or the run-time type checker's own in its place."""
+    with pytest.raises(TypeError) as caught:
+        yield
+    if not isinstance(caught.value, TypeCheckError):
+        assert re.search(message, str(caught.value)), str(caught.value)
 
 
 def precision():

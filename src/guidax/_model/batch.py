@@ -62,7 +62,7 @@ class Batch(eqx.Module):
         self.layout = Layout(treedef, constants)
         self.admitted = ()
 
-    def at(self, **rows: Int[ArrayLike, " rows"]) -> Batch:
+    def at(self, **rows: Int[ArrayLike, " _rows"]) -> Batch:
         """Say which rows of a plate the arguments hold: `batch.at(data=indices)`.
 
         Parameters, noise and data then belong to the same rows, and the plate holds as many rows
@@ -95,7 +95,7 @@ class Batch(eqx.Module):
     @property
     def shapes(self) -> Shapes:
         """What is static about the arguments."""
-        arrays = tuple((tuple(x.shape), str(x.dtype)) for x in self.arrays)
+        arrays = tuple((tuple(x.shape), _dtype_of(x)) for x in self.arrays)
         return Shapes(arrays, self.layout)
 
     @property
@@ -219,6 +219,13 @@ def _as_leaf(leaf: Any, position: int) -> Any:
         return leaf if isinstance(leaf, Static) else Static(leaf)
     except TypeError as error:
         raise TypeError(f"leaf {position} of the model's arguments: {error}") from None
+
+
+def _dtype_of(array: Any) -> str:
+    """Return the dtype that a run sees: JAX narrows NumPy's float64 in single precision."""
+    if isinstance(array, np.ndarray):
+        return str(dtypes.canonicalize_dtype(array.dtype))
+    return str(array.dtype)
 
 
 def _row_numbers(name: str, value: Any) -> Array:

@@ -17,6 +17,7 @@ from .._types import Key
 from .batch import Batch
 from .bijectors import biject_to, monotonicity
 from .constraint_types import Constraint
+from .constraints import real
 from .handlers import AbstractHandler
 from .improper import ImproperUniform
 from .messages import KeySource, Message, Messenger, broadcast_sample, isolated
@@ -134,10 +135,7 @@ class _Runner(Messenger):
         elif msg.kind == "deterministic":
             self._record_site(Site(msg.name, "deterministic", msg.value))
         elif msg.kind == "param":
-            bijection = bijection_of(msg.info["constraint"], 0)
-            contains = msg.info["constraint"]
-            site = Site(msg.name, "param", msg.value, bijection=bijection, contains=contains)
-            self.sites[msg.name] = site
+            self._record_param(msg)
 
     def _choose_rows(self, msg: Message) -> None:
         """Give each plate one set of rows for the whole run, by name."""
@@ -155,6 +153,20 @@ class _Runner(Messenger):
             return biject_to(msg.info["constraint"]).forward(self._params[msg.name])
         init = msg.fn(self._keys.next()) if callable(msg.fn) else msg.fn
         return starting_value(init)
+
+    def _record_param(self, msg: Message) -> None:
+        """Record a parameter where it is first met; later it is only read."""
+        constraint, known = msg.info["constraint"], self.sites.get(msg.name)
+        if known is None or known.kind != "param":
+            bijection = bijection_of(constraint, 0)
+            self._record_site(
+                Site(msg.name, "param", msg.value, bijection=bijection, contains=constraint)
+            )
+        elif constraint not in (real, known.contains):
+            raise ValueError(
+                f"param {msg.name!r} has the constraints {known.contains} and {constraint}: give "
+                "one where it is first met."
+            )
 
     def _record_plate(self, p: Plate) -> None:
         known = self.plates.get(p.name)

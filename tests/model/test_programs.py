@@ -1,0 +1,241 @@
+"""What a model may be, what its arguments may be, and what stays the same program."""
+
+import functools
+
+import distrax
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import guidax as gx
+from assertions import distance, identical
+from models import NETWORK_DATA, Network, new_traces, regression, regression_data, traces
+
+Y = jnp.asarray([0.5, -0.3, 1.2], float)
+
+
+def line(y, slope, *, shift=0.0):
+    traces[0] += 1
+    z = gx.sample("z", distrax.Normal(jnp.asarray(shift, float), 1.0))
+    gx.sample("y", distrax.Normal(slope * z, 1.0), obs=y)
+
+
+class Line(eqx.Module):
+    slope: jax.Array
+    activation: object = jax.nn.softplus
+
+    def __call__(self, y):
+        line(y, self.activation(self.slope))
+
+    def program(self, y):
+        line(y, self.activation(self.slope))
+
+
+def loss(model, *args, key, **kwargs):
+    batch = gx.Batch(*args, **kwargs)
+    guide = gx.AutoNormal(model, batch, key=key)
+    return float(gx.ELBO()(guide, key, batch))
+
+
+def test_functions_partials_modules_and_methods_agree(key):
+    module = Line(jnp.asarray(0.3, float))
+    slope = jax.nn.softplus(jnp.asarray(0.3, float))
+    expected = loss(line, Y, slope, key=key)
+    for model in (
+        functools.partial(line, slope=slope),
+        functools.partial(functools.partial(line, shift=0.0), slope=slope),
+        module,
+        module.program,
+        lambda y: line(y, slope),
+    ):
+        assert loss(model, Y, key=key) == pytest.approx(expected, rel=1e-5)
+    assert loss(functools.partial(line, shift=1.0), Y, slope, key=key) != expected
+
+
+def test_arguments_by_name_and_by_position_are_one_program(key):
+    loss(line, Y, 2.0, key=key)
+    assert new_traces(lambda: loss(line, Y, slope=2.0, key=key)) == 0
+    assert new_traces(lambda: loss(line, slope=3.0, y=Y, key=key)) == 0
+    assert loss(line, Y, 2.0, shift=0.5, key=key) != loss(line, Y, 2.0, key=key)
+
+
+def test_equal_partials_are_one_program(key):
+    loss(functools.partial(line, slope=2.0), Y, key=key)
+    assert new_traces(lambda: loss(functools.partial(line, slope=2.0), Y, key=key)) == 0
+    assert new_traces(lambda: loss(functools.partial(line, slope=2.5), Y, key=key)) > 0
+
+
+def test_floating_arrays_of_a_module_are_trained(key):
+    module = Line(jnp.asarray(0.3, float))
+    guide = gx.AutoNormal(module, Y, key=key)
+    np.testing.assert_allclose(guide.model.arrays.slope, 0.3)
+    fitted = gx.fit(key, guide, Y, steps=50, progress=False).guide
+    assert float(fitted.model.arrays.slope) != pytest.approx(0.3)
+    assert float(module.slope) == pytest.approx(0.3)
+    assert guide.learning_rate == 0.01  # a module takes small steps
+
+
+def test_a_module_with_integers_dropout_and_embedding(key):
+    network = Network(key)
+    guide = gx.AutoNormal(network.model, NETWORK_DATA, key=key)
+    assert guide.model.arrays.order is None
+    names = {jax.tree_util.keystr(p) for p, _ in jax.tree_util.tree_leaves_with_path(guide)}
+    assert any("embedding" in n for n in names) and not any("order" in n for n in names)
+    result = gx.fit(key, guide, NETWORK_DATA, steps=300, progress=False)
+    assert float(result.losses[-20:].mean()) < float(result.losses[:20].mean())
+    # A permutation with other content is another program, and gives another answer.
+    other = eqx.tree_at(lambda n: n.order, network, jnp.array([0, 1, 2]))
+    moved = gx.AutoNormal(other.model, NETWORK_DATA, key=key)
+    assert jax.tree.structure(moved) != jax.tree.structure(guide)
+    same = gx.AutoNormal(Network(key).model, NETWORK_DATA, key=key)
+    assert jax.tree.structure(same) == jax.tree.structure(guide) and identical(same, guide)
+
+
+def test_param_sites(key):
+    def model(y):
+        s = gx.param("s", 0.7, gx.constraints.positive)
+        b = gx.param("b", lambda k: jax.random.normal(k, (2,)))
+        m = gx.sample("m", distrax.Normal(jnp.zeros(()), s))
+        gx.sample("y", distrax.Normal(m + b.sum(), gx.param("s", 9.9)), obs=y)
+
+    def twice(y):
+        gx.param("s", 0.7, gx.constraints.positive)
+        gx.sample("z", distrax.Normal(0.0, gx.param("s", 0.7, gx.constraints.unit_interval)))
+
+    with pytest.raises(ValueError, match="'s' has the constraints positive and unit_interval"):
+        gx.AutoNormal(twice, Y, key=key)
+    guide = gx.AutoNormal(model, Y, key=key)
+    values = guide.param_values(Y)
+    np.testing.assert_allclose(values["s"], 0.7, rtol=1e-6)
+    assert values["b"].shape == (2,) and float(jnp.abs(values["b"]).sum()) > 0
+    assert identical(values, guide.param_values())
+    other = gx.AutoNormal(model, Y, key=jax.random.key(5)).param_values()
+    assert distance(other["b"], values["b"]) > 0
+    fitted = gx.fit(key, guide, Y, steps=100, progress=False).guide
+    assert float(fitted.param_values()["s"]) > 0
+    assert distance(fitted.param_values(), values) > 0.01
+
+
+def test_maximum_likelihood_of_a_param(key):
+    """With `z ~ N(t, 1)` and `y_i ~ N(z, 1)` the evidence is largest at t = mean(y)."""
+
+    def model(y):
+        t = gx.param("t", 0.0)
+        z = gx.sample("z", distrax.Normal(t, 1.0))
+        with gx.plate("rows", 3):
+            gx.sample("y", distrax.Normal(z, 1.0), obs=y)
+
+    guide = gx.AutoNormal(model, Y, key=key)
+    fitted = gx.fit(key, guide, Y, steps=2000, objective=gx.ELBO(8), progress=False).guide
+    np.testing.assert_allclose(fitted.param_values()["t"], Y.mean(), atol=0.02)
+
+
+# Arguments.
+
+
+def codes(code, y):
+    traces[0] += 1
+    with gx.plate("groups", len(np.unique(code))):
+        a = gx.sample("a", distrax.Normal(jnp.zeros(()), 1.0))
+    gx.sample("y", distrax.Normal(a[code], 1.0), obs=y)
+
+
+def test_static_arguments(key):
+    code, y = np.array([0, 1, 1, 2, 0]), jnp.arange(5.0)
+    with pytest.raises(TypeError, match="codes.*gx.static"):
+        gx.AutoNormal(codes, code, y, key=key)
+    guide = gx.AutoNormal(codes, gx.static(code), y, key=key)
+    assert guide.family.loc["a"].shape == (3,)
+    first = gx.fit(key, guide, gx.static(code), y, steps=5, progress=False)
+    equal = lambda: gx.fit(key, guide, gx.static(code.copy()), y, steps=5, progress=False)  # noqa: E731
+    assert new_traces(equal) == 0
+    assert identical(first.losses, equal().losses)
+    with pytest.raises(TypeError, match="traced"):
+        jax.jit(gx.static)(y)
+
+
+def test_python_values_stay_python(key):
+    def model(y, width, name, flag, options):
+        assert isinstance(width, int) and isinstance(name, str) and flag is True
+        assert options == {"depth": 2, "kind": None}
+        with gx.plate("wide", width):
+            z = gx.sample(name, distrax.Normal(jnp.zeros(()), 1.0))
+        gx.sample("y", distrax.Normal(z.sum(), 1.0), obs=y)
+
+    batch = gx.Batch(1.0, 3, "latent", True, {"depth": 2, "kind": None})
+    guide = gx.AutoNormal(model, batch, key=key)
+    assert guide.family.loc["latent"].shape == (3,)
+    # A float is traced: another value is no other program.
+    structure = jax.tree.structure
+    assert structure(gx.Batch(1.0, 3)) == structure(gx.Batch(2.0, 3))
+    assert structure(gx.Batch(1.0, 3)) != structure(gx.Batch(1.0, 4))
+
+
+def test_a_batch_is_a_pytree_of_its_arrays():
+    batch = gx.Batch(Y, 3, name=np.arange(2.0))
+    assert [x.shape for x in jax.tree.leaves(batch)] == [(3,), (2,)]
+    args, kwargs = batch.unpack()
+    assert args[1] == 3 and kwargs["name"].shape == (2,)
+    with pytest.raises(TypeError, match="nothing may stand beside"):
+        gx.AutoNormal(line, gx.Batch(Y, 1.0), Y, key=jax.random.key(0))
+    with pytest.raises(TypeError, match="neither an array nor hashable"):
+        gx.Batch({1, 2, 3})
+    with pytest.raises((ValueError, TypeError), match=r"takes a vector of integer|rows"):
+        batch.at(data=jnp.zeros(3))
+
+
+def test_memory_of_data_is_nowhere(key):
+    """A guide holds the shapes of its first arguments, not the arguments."""
+    X, y = regression_data()
+    guide = gx.AutoNormal(regression, X, y, key=key)
+    assert sum(x.size for x in jax.tree.leaves(guide)) == 2 * (1 + 3) + 1
+    doubled = guide.sample_posterior(key, 2 * X, y)["eta"]
+    plain = guide.sample_posterior(key, X, y)["eta"]
+    np.testing.assert_allclose(doubled, 2 * plain, rtol=1e-5)
+
+
+def test_hidden_sites_are_drawn_with_the_callers_key(key):
+    """What a guide does not hold is drawn anew for each key, not with a fixed seed."""
+
+    def model(y):
+        z = gx.sample("z", distrax.Normal(jnp.zeros(()), 1.0))
+        e = gx.sample("e", distrax.Normal(jnp.zeros(()), 1.0))
+        gx.deterministic("sum", z + e)
+        gx.sample("y", distrax.Normal(z, 1.0), obs=y)
+
+    hidden = gx.handlers.block(model, hide=["e"])
+    guide = gx.AutoDelta(hidden, Y[0], key=key)
+    draws = guide.sample_posterior(key, Y[0], sample_shape=(2000,))
+    assert draws.keys() == {"z", "sum"}
+    e = np.asarray(draws["sum"] - draws["z"])
+    assert abs(e.mean()) < 5 / 2000**0.5 and e.std() == pytest.approx(1.0, rel=0.1)
+    other = guide.sample_posterior(jax.random.key(1), Y[0], sample_shape=(2000,))
+    assert not np.allclose(other["sum"], draws["sum"])
+
+
+def test_randomness_of_the_model_itself(key):
+    def noisy(y):
+        z = gx.sample("z", distrax.Normal(jnp.zeros(()), 1.0))
+        noise = jax.random.normal(gx.prng_key())
+        gx.sample("y", distrax.Normal(z + noise, 1.0), obs=y)
+
+    guide = gx.AutoDelta(noisy, Y[0], key=key)
+    losses = [float(gx.ELBO()(guide, k, Y[0])) for k in jax.random.split(key, 3)]
+    assert len(set(losses)) == 3
+
+
+def test_a_user_composes_guides_as_pytrees(key):
+    X, y = regression_data()
+    guide = gx.AutoNormal(regression, X, y, key=key)
+    wider = eqx.tree_at(
+        lambda g: g.family.raw_scale, guide, jax.tree.map(lambda x: x + 3, guide.family.raw_scale)
+    )
+    spread = [
+        np.asarray(g.sample_posterior(key, X, y, sample_shape=(500,))["beta"]).std(axis=0)
+        for g in (guide, wider)
+    ]
+    assert np.all(spread[1] > 3 * spread[0])
+    average = jax.tree.map(lambda a, b: (a + b) / 2, guide, wider)
+    assert jnp.isfinite(gx.ELBO()(average, key, X, y))
