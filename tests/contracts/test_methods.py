@@ -4,11 +4,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+
+import guidax as gx
 from assertions import distance
 from models import ConjugateNormal, regression, regression_data, triangle
 from registry import every_distribution, every_guide
-
-import guidax as gx
 
 X, y = regression_data()
 SITES = {"tau": (), "beta": (3,), "norm": (), "eta": (40,)}

@@ -4,11 +4,11 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import pytest
+
+import guidax as gx
 from assertions import distance, identical, perturbed
 from models import NETWORK_DATA, Network, new_traces, regression, regression_data
 from registry import every_guide
-
-import guidax as gx
 
 X, y = regression_data()
 

@@ -94,6 +94,8 @@ def test_create_plates(key):
     assert abs(float(found.mean() - gx.ELBO()(every, key, DATA))) < 5 * error
     with pytest.raises(TypeError, match="create_plates"):
         gx.AutoNormal(full, DATA, key=key, create_plates=lambda y: None)
+    with pytest.raises(ValueError, match="create_plates.*'dta'"):
+        gx.AutoNormal(full, DATA, key=key, create_plates=lambda y: gx.plate("dta", N, B))
 
 
 def test_a_ready_made_batch_needs_row_numbers(key):

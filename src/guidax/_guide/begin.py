@@ -5,7 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from .._model.batch import as_batch, options_of
+import jax
+from jax import random
+from jaxtyping import Array
+
+from .._model.batch import Batch, as_batch, options_of
 from .._model.program import as_model
 from .._model.start import Start, find_start
 from .._model.strategies import as_strategy
@@ -39,8 +43,8 @@ def begin(
         The start.
 
     Raises:
-        TypeError: If the arguments do not fit the model, or `create_plates` cannot be called.
-        ValueError: As `find_start`.
+        TypeError: If the arguments do not fit the model, or `create_plates` gives no plates.
+        ValueError: As `find_start`, or if `create_plates` gives plates that the model lacks.
     """
     if create_plates is not None and not callable(create_plates):
         raise TypeError(
@@ -52,4 +56,20 @@ def begin(
     model = as_model(model)
     batch = as_batch(model, args, kwargs, options_of(constructor.__init__))
     strategy = as_strategy(init_loc_fn)
-    return find_start(model, batch, key, strategy, draws_rows=create_plates is not None)
+    start = find_start(model, batch, key, strategy, draws_rows=create_plates is not None)
+    if create_plates is not None:
+        _check_plates(start, create_plates)
+    return start
+
+
+def _check_plates(start: Start, create_plates: Callable[..., Any]) -> None:
+    """Refuse plates that the model does not have."""
+
+    def rows(batch: Batch) -> dict[str, Array]:
+        return dict(start.model.plate_rows(create_plates, batch, random.key(0)))
+
+    known = {p.name for p in start.structure.plates}
+    if unknown := sorted(jax.eval_shape(rows, start.batch).keys() - known):
+        raise ValueError(
+            f"create_plates returns the plates {unknown}, but the model has {sorted(known)}."
+        )

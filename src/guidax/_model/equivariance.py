@@ -76,7 +76,9 @@ def _moves(
     shifted = {**rows, p.name: jnp.roll(rows[p.name], 1)}
     here = _row_terms(model, batch, key, specs, values, rows, p)
     there = _row_terms(model, batch, key, specs, values, shifted, p)
-    return jnp.all(jnp.array([_same(jnp.roll(a, 1), b) for a, b in zip(here, there, strict=True)]))
+    return jnp.all(
+        jnp.array([_same(jnp.roll(a, 1, axis=0), b) for a, b in zip(here, there, strict=True)])
+    )
 
 
 def _differs(
