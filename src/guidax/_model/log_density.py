@@ -82,6 +82,11 @@ class LogDensity(AbstractModel):
         self.supports = Static(_named_supports(supports, names))
 
     @property
+    def arrays(self) -> PyTree:
+        """The floating arrays of the module, in the module's own shape."""
+        return self.fn.arrays
+
+    @property
     def name(self) -> str:
         """Return the function's name."""
         return self.fn.name

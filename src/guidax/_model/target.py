@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -221,7 +221,7 @@ def _term(site: Site, draw: Draw) -> tuple[Float[Array, ""], Float[Array, ""]]:
     return site.plate_scale * jnp.sum(total), site.plate_scale * jnp.sum(log_det)
 
 
-def _without_padding(site: Site) -> Array:
+def _without_padding(site: Site) -> Any:
     """Put a prior draw in place of a masked observation: its NaN must not reach a gradient."""
     if site.mask is None or site.mask is False or site.kind != "observed":
         return site.value

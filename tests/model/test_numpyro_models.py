@@ -1,0 +1,271 @@
+"""Unmodified NumPyro models behind the seam."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+import numpyro.distributions as dist
+import pytest
+from numpyro import handlers
+from numpyro.contrib.control_flow import cond, scan
+from numpyro.distributions import biject_to, constraints
+from numpyro.infer.reparam import LocScaleReparam
+from numpyro.infer.util import log_density
+
+import guidax as gx
+from assertions import identical, perturbed, refused_type
+from models import new_traces, traces
+from registry import every_guide
+
+N, D, G = 30, 3, 4
+RNG = np.random.default_rng(0)
+DATA = RNG.normal(size=(N, D)), RNG.integers(0, G, N), RNG.normal(size=N)
+
+
+def everything(X, group, y=None):
+    """Simplex, Cholesky, bounded and scaled sites, params, plates, masks, handlers."""
+    traces[0] += 1
+    w = numpyro.sample("w", dist.Dirichlet(jnp.ones(3) * 2.0))
+    L = numpyro.sample("L", dist.LKJCholesky(D, 2.0))
+    tau = numpyro.sample("tau", dist.HalfCauchy(1.0).expand([D]).to_event(1))
+    numpyro.sample("low", dist.Uniform(0.0, 1.0))
+    high = numpyro.sample("high", dist.Uniform(0.0, 2.0))
+    s = numpyro.param("s", jnp.array(0.7), constraint=constraints.positive)
+    with numpyro.plate("G", G):
+        with handlers.scale(scale=0.5):
+            scale_tril = tau[:, None] * L
+            b = numpyro.sample("b", dist.MultivariateNormal(jnp.zeros(D), scale_tril=scale_tril))
+        sg = numpyro.sample("sg", dist.LogNormal(0.0, 0.5))
+    numpyro.deterministic("bb", b * 2)
+    with numpyro.plate("N", N), handlers.mask(mask=jnp.arange(N) < 25):
+        mean = (X * b[group]).sum(-1) * w[0] + high
+        numpyro.sample("y", dist.Normal(mean, s * sg[group]), obs=y)
+
+
+def arrays():
+    X, group, y = DATA
+    return jnp.asarray(X, float), jnp.asarray(group), jnp.asarray(y, float)
+
+
+def numpyro_log_density(model, args, values):
+    """Return NumPyro's log density of constrained values, and its trace."""
+    seeded = handlers.seed(model, 0)
+    return log_density(handlers.substitute(seeded, data=values), args, {}, {})
+
+
+@pytest.mark.parametrize("x64", [True, False])
+def test_the_log_joint_is_numpyros(x64, key):
+    with jax.enable_x64(x64):
+        args = arrays()
+        guide = gx.AutoNormal(gx.from_numpyro(everything), *args, key=key)
+        draws = guide.sample_posterior(key, *args, sample_shape=(3,))
+        latents = {n: x for n, x in draws.items() if n != "bb"}
+        ours = gx.log_joint(guide.model, latents, *args)
+        for i in range(3):
+            values = {n: x[i] for n, x in latents.items()} | guide.param_values(*args)
+            theirs, _ = numpyro_log_density(everything, args, values)
+            np.testing.assert_allclose(ours[i], theirs, rtol=1e-9 if x64 else 1e-4)
+        np.testing.assert_allclose(draws["bb"], 2 * draws["b"], rtol=1e-6)
+
+
+@every_guide
+def test_every_guide_fits_it(entry, key):
+    args = arrays()
+    model = gx.from_numpyro(everything)
+    guide = entry.make(model, *args, key=key)
+    result = gx.fit(key, guide, *args, steps=300, progress=False)
+    assert bool(jnp.all(jnp.isfinite(result.losses)))
+    assert float(result.losses[-50:].mean()) < float(result.losses[:20].mean())
+    draws = result.guide.sample_posterior(key, *args, sample_shape=(10,))
+    assert draws["L"].shape == (10, D, D) and draws["bb"].shape == (10, G, D)
+
+    def again():
+        guide = entry.make(gx.from_numpyro(everything), *args, key=key)
+        return gx.fit(key, guide, *args, steps=300, progress=False)
+
+    assert new_traces(again) == 0
+    assert identical(again().losses, result.losses)
+
+
+Y = jnp.asarray(RNG.normal(size=50) * 3, float)
+
+
+def by_index(y):
+    mu = numpyro.sample("mu", dist.Normal(0.0, 10.0))
+    with numpyro.plate("data", y.shape[0], subsample_size=2) as rows:
+        z = numpyro.sample("z", dist.Normal(mu, 3.0))
+        numpyro.sample("y", dist.Normal(z, 0.1), obs=y[rows])
+
+
+def by_primitive(y):
+    mu = numpyro.sample("mu", dist.Normal(0.0, 10.0))
+    with numpyro.plate("data", y.shape[0], subsample_size=2, dim=-1):
+        rows = numpyro.subsample(y, event_dim=0)
+        z = numpyro.sample("z", dist.Normal(mu, 3.0))
+        numpyro.sample("y", dist.Normal(z, 0.1), obs=rows)
+
+
+def ready(y):
+    mu = numpyro.sample("mu", dist.Normal(0.0, 10.0))
+    with numpyro.plate("data", 50, subsample_size=y.shape[0]):
+        z = numpyro.sample("z", dist.Normal(mu, 3.0))
+        numpyro.sample("y", dist.Normal(z, 0.1), obs=y)
+
+
+@pytest.mark.parametrize("fn", [by_index, by_primitive])
+def test_subsampled_local_latents(fn, key):
+    with jax.enable_x64(True):
+        y = jnp.asarray(Y[:5], jnp.float64)
+        guide = perturbed(gx.AutoNormal(gx.from_numpyro(fn), y, key=key), key)
+        assert guide.family.loc["z"].shape == (5,)
+        loss = jax.jit(lambda rows: gx.ELBO()(guide, key, gx.Batch(y).at(data=rows)))
+        found = [loss(jnp.array(c)) for c in itertools.combinations(range(5), 2)]
+        np.testing.assert_allclose(np.mean(found), loss(jnp.arange(5)), rtol=1e-10)
+
+
+def test_a_ready_made_batch_needs_row_numbers(key):
+    guide = gx.AutoNormal(gx.from_numpyro(ready), Y[:10], key=key)
+    with pytest.raises(ValueError, match="row_numbers"):
+        gx.fit(key, guide, Y[:10], steps=2, progress=False)
+    batch = gx.Batch(Y[:10]).at(data=jnp.arange(10))
+    assert jnp.isfinite(gx.ELBO()(guide, key, batch))
+
+
+def test_scan(key):
+    def walk(y):
+        s = numpyro.sample("s", dist.LogNormal(0.0, 0.5))
+
+        def step(before, now):
+            x = numpyro.sample("x", dist.Normal(before, s))
+            v = numpyro.sample("v", dist.LogNormal(0.0 * before, 0.3))
+            numpyro.sample("y", dist.Normal(x, v), obs=now)
+            return x, None
+
+        scan(step, 0.0, y)
+
+    y = jnp.asarray(np.random.default_rng(3).normal(size=12).cumsum(), float)
+    guide = gx.AutoNormal(gx.from_numpyro(walk), y, key=key)
+    assert {n: x.shape for n, x in guide.family.loc.items()} == {"s": (), "x": (12,), "v": (12,)}
+    draws, log_q = guide.sample_and_log_prob(key, y)
+    theirs, _ = numpyro_log_density(walk, (y,), draws)
+    np.testing.assert_allclose(gx.log_joint(guide.model, draws, y), theirs, rtol=1e-5)
+    # log q in constrained space takes off the log-Jacobian of exp.
+    exp = biject_to(constraints.positive)
+    u = {n: exp.inv(draws[n]) if n in "sv" else draws[n] for n in draws}
+    scale = {n: jax.nn.softplus(x) for n, x in guide.family.raw_scale.items()}
+    normal = sum(dist.Normal(guide.family.loc[n], scale[n]).log_prob(u[n]).sum() for n in u)
+    np.testing.assert_allclose(log_q, normal - u["s"] - u["v"].sum(), rtol=1e-4)
+
+
+def test_cond(key):
+    def branches(flag, y):
+        def one():
+            return numpyro.sample("z", dist.Normal(0.0, 1.0))
+
+        def other():
+            return numpyro.sample("z", dist.Normal(5.0, 2.0))
+
+        z = cond(flag, lambda _: one(), lambda _: other(), None)
+        numpyro.sample("y", dist.Normal(z, 1.0), obs=y)
+
+    y = jnp.asarray(0.3, float)
+    guide = gx.AutoNormal(gx.from_numpyro(branches), True, y, key=key)
+    assert jnp.isfinite(gx.ELBO()(guide, key, True, y))
+
+
+def test_handlers_reparam_condition_substitute_do(key):
+    def schools(y):
+        mu = numpyro.sample("mu", dist.Normal(0.0, 5.0))
+        tau = numpyro.sample("tau", dist.HalfNormal(5.0))
+        with numpyro.plate("school", 3):
+            theta = numpyro.sample("theta", dist.Normal(mu, tau))
+            numpyro.sample("y", dist.Normal(theta, 1.0), obs=y)
+
+    y = jnp.asarray([0.3, 1.0, -1.0], float)
+    cases = {
+        "reparam": (
+            handlers.reparam(schools, config={"theta": LocScaleReparam(0.0)}),
+            {"mu", "tau", "theta_decentered"},
+        ),
+        "condition": (handlers.condition(schools, data={"tau": 2.0}), {"mu", "theta"}),
+        "do": (handlers.do(schools, data={"tau": 2.0}), {"mu", "theta"}),
+        "block": (handlers.block(schools, hide=["mu"]), {"tau", "theta"}),
+    }
+    for name, (model, expected) in cases.items():
+        guide = gx.AutoNormal(gx.from_numpyro(model), y, key=key)
+        assert guide.family.loc.keys() == expected, name
+        assert jnp.isfinite(gx.ELBO()(guide, key, y)), name
+    reparametrised = gx.AutoNormal(gx.from_numpyro(cases["reparam"][0]), y, key=key)
+    assert reparametrised.sample_posterior(key, y)["theta"].shape == (3,)
+    # condition keeps the density of the value; do takes it away.
+    latents = {"mu": jnp.zeros(()), "theta": jnp.zeros(3)}
+    both = [gx.log_joint(gx.from_numpyro(cases[n][0]), latents, y) for n in ("condition", "do")]
+    np.testing.assert_allclose(both[0] - both[1], dist.HalfNormal(5.0).log_prob(2.0), rtol=1e-5)
+
+
+def test_delta_and_improper_sites(key):
+    def model(y):
+        d = numpyro.sample("d", dist.Delta(jnp.asarray(2.0, float)))
+        z = numpyro.sample("z", dist.ImproperUniform(constraints.less_than(1.0), (), ()))
+        numpyro.sample("y", dist.Normal(z + d, 1.0), obs=y)
+
+    y = jnp.asarray(0.3, float)
+    guide = gx.AutoNormal(gx.from_numpyro(model), y, key=key, init_scale=0.5)
+    assert guide.family.loc.keys() == {"z"}
+    low, high = guide.quantiles([0.1, 0.9], y)["z"]
+    assert low < high < 1  # through a decreasing bijector
+    assert float(guide.sample_posterior(key, y)["d"]) == 2.0
+
+
+def test_python_arguments_stay_python(key):
+    """The published BNN example takes its widths so."""
+
+    def bnn(X, y, width, activation):
+        assert isinstance(width, int)
+        f = {"tanh": jnp.tanh}[activation]
+        w1 = numpyro.sample("w1", dist.Normal(jnp.zeros((X.shape[1], width)), 1.0))
+        w2 = numpyro.sample("w2", dist.Normal(jnp.zeros(width), 1.0))
+        with numpyro.plate("data", X.shape[0]):
+            numpyro.sample("y", dist.Normal(f(X @ w1) @ w2, 1.0), obs=y)
+
+    X, _, y = arrays()
+    guide = gx.AutoNormal(gx.from_numpyro(bnn), X, y, 5, "tanh", key=key)
+    assert guide.family.loc["w1"].shape == (D, 5)
+    assert jnp.isfinite(gx.ELBO()(guide, key, X, y, 5, "tanh"))
+
+
+def test_refusals(key):
+    def discrete():
+        numpyro.sample("z", dist.Bernoulli(0.5))
+
+    def circular():
+        numpyro.sample("angle", dist.VonMises(0.0, 1.0))
+
+    def mutable():
+        numpyro.primitives.mutable("state", 0.0)
+        numpyro.sample("z", dist.Normal(0.0, 1.0))
+
+    for model, message in (
+        (discrete, "'z'.*discrete"),
+        (circular, "'angle'.*circular"),
+        (mutable, "'state'.*mutable"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            gx.AutoNormal(gx.from_numpyro(model), key=key)
+    with refused_type("language's own handler"):
+        gx.AutoNormal(gx.handlers.scale(gx.from_numpyro(discrete), 2.0), key=key)
+
+
+def test_the_model_runs_once_for_each_density(key):
+    args = arrays()
+    guide = gx.AutoNormal(gx.from_numpyro(everything), *args, key=key)
+    batch = guide.admit(gx.Batch(*args))
+    indices = guide.indices(key, batch)  # what it asks for is remembered by JAX
+
+    def density():
+        target = guide.target(key, batch, indices)
+        return target.score(guide.family.draw(key, target)).log_weight
+
+    assert new_traces(density) == 1
