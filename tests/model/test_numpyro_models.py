@@ -190,7 +190,7 @@ def test_handlers_reparam_condition_substitute_do(key):
             {"mu", "tau", "theta_decentered"},
         ),
         "condition": (handlers.condition(schools, data={"tau": 2.0}), {"mu", "theta"}),
-        "do": (handlers.do(schools, data={"tau": 2.0}), {"mu", "theta"}),
+        "do": (handlers.do(schools, data={"tau": 2.0}), {"mu", "tau", "theta"}),
         "block": (handlers.block(schools, hide=["mu"]), {"tau", "theta"}),
     }
     for name, (model, expected) in cases.items():
@@ -199,10 +199,15 @@ def test_handlers_reparam_condition_substitute_do(key):
         assert jnp.isfinite(gx.ELBO()(guide, key, y)), name
     reparametrised = gx.AutoNormal(gx.from_numpyro(cases["reparam"][0]), y, key=key)
     assert reparametrised.sample_posterior(key, y)["theta"].shape == (3,)
-    # condition keeps the density of the value; do takes it away.
+    # condition scores the value; do leaves tau a latent that nothing reads.
     latents = {"mu": jnp.zeros(()), "theta": jnp.zeros(3)}
-    both = [gx.log_joint(gx.from_numpyro(cases[n][0]), latents, y) for n in ("condition", "do")]
-    np.testing.assert_allclose(both[0] - both[1], dist.HalfNormal(5.0).log_prob(2.0), rtol=1e-5)
+    conditioned = gx.log_joint(gx.from_numpyro(cases["condition"][0]), latents, y)
+    tau = jnp.asarray(7.0, float)
+    done = gx.log_joint(gx.from_numpyro(cases["do"][0]), latents | {"tau": tau}, y)
+    prior = dist.HalfNormal(5.0)
+    np.testing.assert_allclose(
+        done - conditioned, prior.log_prob(tau) - prior.log_prob(2.0), rtol=1e-5
+    )
 
 
 def test_delta_and_improper_sites(key):
