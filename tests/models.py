@@ -29,7 +29,7 @@ def regression_data(rows=40, features=3):
 
 
 def regression(X, y=None):
-    """Logistic regression with a param, and two deterministic sites, one of which reads the data."""
+    """Logistic regression with a param and two deterministic sites, one of which reads the data."""
     traces[0] += 1
     tau = gx.sample("tau", tfd.HalfNormal(jnp.ones(())))
     beta = gx.sample("beta", distrax.Independent(distrax.Normal(jnp.zeros(X.shape[1]), tau), 1))

@@ -100,15 +100,18 @@ def make_recipe(
     schedule = learning_rate if callable(learning_rate) else None
     if schedule is not None or learning_rate is None:
         learning_rate = guide.learning_rate if optimizer is None else DEFAULT_RATE
-    if not is_traced(learning_rate):
-        learning_rate = jnp.asarray(np.asarray(learning_rate, jnp.result_type(float)))
-        if learning_rate.ndim or not 0 < float(learning_rate) < np.inf:
+    if is_traced(learning_rate):
+        rate = jnp.asarray(learning_rate).astype(float)  # it may be weakly typed
+    else:
+        number = np.asarray(learning_rate, jnp.result_type(float))
+        if number.ndim or not 0 < float(number) < np.inf:
             raise ValueError(
                 "learning_rate is a positive number, or a schedule (a function of the step); got "
                 f"{learning_rate}."
             )
+        rate = jnp.asarray(number)  # checked before: under jit its value is hidden
     recipe = Recipe(Static(optimizer), Static(schedule), _trained(guide, trainable), forward_mode)
-    return recipe, learning_rate  # pyright: ignore[reportReturnType]
+    return recipe, rate
 
 
 def _is_ready(optimizer: Any) -> bool:

@@ -46,10 +46,11 @@ class FitResult(eqx.Module):
         return self.state.moving.guide
 
     @property
-    def first_bad_step(self) -> Int[Array, ""]:
+    def first_bad_step(self) -> Int[Array, "*members"]:
         """The first step whose loss, gradient or update was not finite, or -1.
 
-        Steps count from 0 at the first call. The guide is as it was before that step.
+        Steps count from 0 at the first call. The guide is as it was before that step. The result of
+        an ensemble has one for each member.
         """
         return self.state.moving.first_bad_step
 

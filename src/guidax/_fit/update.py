@@ -32,7 +32,7 @@ class Moving(eqx.Module):
     """
 
     guide: AutoGuide
-    opt_state: PyTree
+    opt_state: Any  # a pytree, of the optimizer's own shape
     step: Int[Array, ""]
     first_bad_step: Int[Array, ""]
 
@@ -62,7 +62,8 @@ class Run(eqx.Module):
 
     def transformation(self, step: Int[Array, ""]) -> optax.GradientTransformation:
         """Return the optimizer at a step."""
-        progress = (step - self.start) / self.horizon
+        # Integers of 32 bits would divide to a float of 32 bits in double precision too.
+        progress = (step - self.start).astype(self.rate.dtype) / self.horizon
         return self.recipe.transformation(self.rate, progress)
 
 

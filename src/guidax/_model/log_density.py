@@ -28,7 +28,7 @@ TERM = "log_density"  # the one scored site
 
 def from_log_density(
     log_density: Callable[..., Array],
-    example: PyTree,
+    example: Any,
     supports: Mapping[str, Constraint] | Constraint | None = None,
 ) -> AbstractModel:
     """Make a model of a log density that need not be normalised.
@@ -64,7 +64,7 @@ class LogDensity(AbstractModel):
     def __init__(
         self,
         log_density: Callable[..., Array],
-        example: PyTree,
+        example: Any,
         supports: Mapping[str, Constraint] | Constraint | None = None,
     ):
         self.params = {}
