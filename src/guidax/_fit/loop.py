@@ -32,7 +32,7 @@ def require_steps(steps: Any) -> None:
         TypeError: If it is no integer.
         ValueError: If it is less than 1.
     """
-    if isinstance(steps, bool) or not hasattr(steps, "__index__"):
+    if isinstance(steps, bool) or not isinstance(steps, (int, np.integer)):
         raise TypeError(f"steps is a Python integer; got {steps!r}.")
     if steps < 1:
         raise ValueError(f"steps counts updates, so it is at least 1; got {steps}.")

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import abc
+from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax import random
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PyTree
 
 from .._guide.guide import AutoGuide
 from .._model.batch import Batch, as_batch
-from .._model.start import value_and_gradient
+from .._model.model import AbstractModel
 from .._model.target import Draw, Target
 from .._numerics import all_finite
 from .._types import Key
@@ -104,14 +105,30 @@ def _finite_sites(
         target = guide.target(pair[0], batch, indices)
         draw = guide.family.draw(pair[1], target)
 
-        def density(values: dict[str, Array]) -> tuple[Array, dict[str, Array]]:
-            score = target.score(Draw(values, draw.space, draw.log_q))
-            return score.log_density, score.terms
+        def terms_of(at: tuple[AbstractModel, dict[str, Array]]) -> dict[str, Array]:
+            moved = Target(at[0], batch, pair[0], indices)
+            return moved.score(Draw(at[1], draw.space, draw.log_q)).terms
 
-        (_, terms), grads = value_and_gradient(density, draw.values)
-        return {n: all_finite((term, grads.get(n))) for n, term in terms.items()}
+        at = (guide.model, draw.values)
+        terms, along = jax.linearize(terms_of, at)
+        return {n: all_finite((x, _gradient(along, n, at, x))) for n, x in terms.items()}
 
     return jax.tree.map(lambda flags: jnp.all(flags, axis=0), jax.vmap(one)(pairs))
+
+
+def _gradient(
+    along: Callable[[Any], dict[str, Array]], name: str, at: PyTree, term: Array
+) -> PyTree:
+    """Return the gradient of one term by itself.
+
+    A pass for all terms at once would blame all of them, since zero times NaN is NaN.
+    """
+    try:
+        return jax.linear_transpose(lambda tangent: along(tangent)[name], at)(jnp.ones_like(term))
+    except ValueError as error:
+        if "Reverse-mode" not in str(error):
+            raise
+        return along(jax.tree.map(jnp.ones_like, at))[name]
 
 
 def require_particles(num_particles: Any) -> None:
