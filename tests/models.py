@@ -25,7 +25,9 @@ def regression_data(rows=40, features=3):
     """Return features and labels."""
     rng = np.random.default_rng(0)
     X = rng.normal(size=(rows, features))
-    return jnp.asarray(X, float), jnp.asarray(rng.integers(0, 2, size=rows))
+    odds = X @ np.linspace(2.0, -1.0, features)
+    labels = rng.random(rows) < 1 / (1 + np.exp(-odds))
+    return jnp.asarray(X, float), jnp.asarray(labels.astype(int))
 
 
 def regression(X, y=None):

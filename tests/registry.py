@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 
+import jax
+import jax.numpy as jnp
 import pytest
 
 import guidax as gx
@@ -18,21 +21,52 @@ class Entry:
         make: Called as `make(model, *args, key=key)`.
         is_distribution: Whether it spreads out, rather than being a point.
         holds_rows: Whether it takes subsampled plates with latents.
+        reads_data: Whether its draws depend on the model's arguments.
+        trains_as_point: Whether an objective sees a point, around which it spreads out later.
     """
 
     make: Callable
     is_distribution: bool = True
     holds_rows: bool = True
+    reads_data: bool = False
+    trains_as_point: bool = False
+
+
+batched_normal = functools.partial(gx.AutoBatchedMultivariateNormal, batch_ndim=0)
+batched_low_rank = functools.partial(gx.AutoBatchedLowRankMultivariateNormal, batch_ndim=0)
+
+
+def curved(potential, z):
+    """Return a Hessian whose curvatures are 1 at least, also far from the mode."""
+    values, vectors = jnp.linalg.eigh(jax.hessian(potential)(z))
+    return (vectors * jnp.maximum(values, 1.0)) @ vectors.T
+
+
+laplace = functools.partial(gx.AutoLaplaceApproximation, hessian_fn=curved)
+
+
+def listed(model, *args, key, init_loc_fn=gx.init_to_uniform(), **kwargs):
+    """Make a list of one part: every contract holds for it as for the part."""
+    part = functools.partial(gx.AutoNormal, init_loc_fn=init_loc_fn)
+    return gx.AutoGuideList(model, *args, key=key, parts={...: part}, **kwargs)
 
 
 GUIDES = {
     "AutoNormal": Entry(gx.AutoNormal),
     "AutoDelta": Entry(gx.AutoDelta, is_distribution=False),
+    "AutoDiagonalNormal": Entry(gx.AutoDiagonalNormal, holds_rows=False),
+    "AutoMultivariateNormal": Entry(gx.AutoMultivariateNormal, holds_rows=False),
+    "AutoLowRankMultivariateNormal": Entry(gx.AutoLowRankMultivariateNormal, holds_rows=False),
+    "AutoLaplaceApproximation": Entry(laplace, reads_data=True, trains_as_point=True),
+    "AutoBatchedMultivariateNormal": Entry(batched_normal, holds_rows=False),
+    "AutoBatchedLowRankMultivariateNormal": Entry(batched_low_rank, holds_rows=False),
+    "AutoGuideList": Entry(listed),
 }
 
 every_guide = pytest.mark.parametrize("entry", GUIDES.values(), ids=GUIDES)
+fitted_as_distribution = {
+    name: e for name, e in GUIDES.items() if e.is_distribution and not e.trains_as_point
+}
 every_distribution = pytest.mark.parametrize(
-    "entry",
-    [e for e in GUIDES.values() if e.is_distribution],
-    ids=[name for name, e in GUIDES.items() if e.is_distribution],
+    "entry", fitted_as_distribution.values(), ids=fitted_as_distribution
 )

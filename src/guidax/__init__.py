@@ -7,9 +7,19 @@ from ._fit.fit import fit as fit
 from ._fit.result import FitResult as FitResult
 from ._fit.result import NonFiniteError as NonFiniteError
 from ._guide.delta import AutoDelta as AutoDelta
+from ._guide.gaussian import (
+    AutoBatchedLowRankMultivariateNormal as AutoBatchedLowRankMultivariateNormal,
+)
+from ._guide.gaussian import AutoBatchedMultivariateNormal as AutoBatchedMultivariateNormal
+from ._guide.gaussian import AutoDiagonalNormal as AutoDiagonalNormal
+from ._guide.gaussian import AutoLowRankMultivariateNormal as AutoLowRankMultivariateNormal
+from ._guide.gaussian import AutoMultivariateNormal as AutoMultivariateNormal
 from ._guide.guide import AutoContinuous as AutoContinuous
 from ._guide.guide import AutoGuide as AutoGuide
+from ._guide.laplace import AutoLaplaceApproximation as AutoLaplaceApproximation
+from ._guide.list import AutoGuideList as AutoGuideList
 from ._guide.normal import AutoNormal as AutoNormal
+from ._guide.program import program as program
 from ._model.adapters import from_numpyro as from_numpyro
 from ._model.batch import Batch as Batch
 from ._model.bijectors import biject_to as biject_to
@@ -36,4 +46,6 @@ from ._model.target import Block as Block
 from ._model.target import Draw as Draw
 from ._model.target import Target as Target
 from ._objective.elbo import ELBO as ELBO
+from ._objective.importance import IWELBO as IWELBO
+from ._objective.importance import RenyiELBO as RenyiELBO
 from ._objective.mean_field import MeanFieldELBO as MeanFieldELBO

@@ -44,6 +44,16 @@ class AbstractFamily(eqx.Module):
         """Whether draws depend on the model's arguments, which then cannot be left out."""
         return False
 
+    @property
+    def has_params(self) -> bool:
+        """Whether it has `param` sites of its own."""
+        return False
+
+    def param_values(self, key: Key, target: Target) -> dict[str, Array]:
+        """Return the constrained values of its own `param` sites."""
+        del key, target
+        return {}
+
     def log_q(self, draw: Draw, target: Target) -> dict[Block, Array] | None:
         """Return log q at a draw, in the blocks and the space of `draw`; None: no density."""
         del draw, target

@@ -1,7 +1,8 @@
-"""Sites as one flat vector, in site order."""
+"""Sites as one flat vector, in site order; several such vectors where sites share leading axes."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import jax.numpy as jnp
@@ -20,16 +21,40 @@ def dtype_of(sites: Sequence[LatentSpec]) -> DTypeLike:
     return jnp.result_type(*(s.dtype for s in sites))
 
 
-def ravel(values: dict[str, Array], sites: Sequence[LatentSpec]) -> Float[Array, " dim"]:
-    """Lay the sites' values end to end."""
+def ravel(
+    values: dict[str, Array], sites: Sequence[LatentSpec], batch_ndim: int = 0
+) -> Float[Array, "*batch dim"]:
+    """Lay the sites' values end to end, after the first `batch_ndim` axes, which all share."""
     dtype = dtype_of(sites)
-    return jnp.concatenate([values[s.name].reshape(-1).astype(dtype) for s in sites])
+    flat = [values[s.name].reshape(*s.shape[:batch_ndim], -1) for s in sites]
+    return jnp.concatenate([x.astype(dtype) for x in flat], axis=-1)
 
 
-def unravel(z: Float[Array, " dim"], sites: Sequence[LatentSpec]) -> dict[str, Array]:
+def unravel(
+    z: Float[Array, "*batch dim"], sites: Sequence[LatentSpec], batch_ndim: int = 0
+) -> dict[str, Array]:
     """Cut a vector into the sites' values, each in the site's dtype."""
     found, start = {}, 0
     for s in sites:
-        found[s.name] = z[start : start + s.size].reshape(s.shape).astype(s.dtype)
-        start += s.size
+        size = math.prod(s.shape[batch_ndim:])
+        found[s.name] = z[..., start : start + size].reshape(s.shape).astype(s.dtype)
+        start += size
     return found
+
+
+def require_shared_axes(sites: Sequence[LatentSpec], batch_ndim: int) -> None:
+    """Refuse sites that do not share their first `batch_ndim` axes.
+
+    Raises:
+        ValueError: If they do not.
+    """
+    if not (isinstance(batch_ndim, int) and batch_ndim >= 0):
+        raise ValueError(f"batch_ndim counts leading axes, so it is 0 or more; got {batch_ndim!r}.")
+    shapes = {s.name: s.shape for s in sites}
+    first = next(iter(shapes.values()))
+    if any(len(x) < batch_ndim or x[:batch_ndim] != first[:batch_ndim] for x in shapes.values()):
+        raise ValueError(
+            f"batch_ndim={batch_ndim}, but the unconstrained shapes of the latents do not share "
+            f"that many leading axes: {shapes}. Lower batch_ndim, or give the others a guide of "
+            "their own."
+        )

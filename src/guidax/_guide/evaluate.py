@@ -11,8 +11,9 @@ import jax.numpy as jnp
 from jax import lax, random
 from jaxtyping import Array, Float
 
+from .._family.product import joined_params
 from .._model.batch import Batch
-from .._model.model import AbstractModel, at_zero
+from .._model.model import at_zero
 from .._model.points import over_points
 from .._model.target import Draw, scaled_sum
 from .._model.trace import Trace
@@ -137,7 +138,12 @@ def _log_prob(guide: AutoGuide, latents: dict[str, Array], batch: Batch) -> Floa
 
 
 @jax.jit
-def param_values(model: AbstractModel, batch: Batch) -> dict[str, Any]:
-    """Return the constrained values of the `param` sites."""
-    trace = model.run(batch.without_rows(), random.key(0), at_zero, {})
-    return {name: site.value for name, site in trace.of("param").items()}
+def param_values(guide: AutoGuide, batch: Batch) -> dict[str, Any]:
+    """Return the constrained values of the `param` sites of model and family."""
+    key = random.key(0)
+    trace = guide.model.run(batch.without_rows(), key, at_zero, {})
+    values = {name: site.value for name, site in trace.of("param").items()}
+    if not guide.family.has_params:
+        return values
+    target = guide.target(key, batch, guide.indices(key, batch, whole=True))
+    return joined_params(values, guide.family.param_values(key, target))

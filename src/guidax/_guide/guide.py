@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+import distrax
 import equinox as eqx
 import jax.numpy as jnp
 from jax import random
@@ -12,6 +13,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float
 
 from .._family.base import AbstractFamily
+from .._family.flat import AbstractFlat
 from .._model.batch import Batch, as_batch, blank_batch, options_of
 from .._model.indices import admit, resolve_indices
 from .._model.model import AbstractModel
@@ -97,7 +99,8 @@ class AutoGuide(eqx.Module):
         options = options_of(AutoGuide.sample_posterior)
         batch, names = self._request(args, kwargs, options, sites)
         shape = _shape(sample_shape)
-        return evaluate.sample(self, key, batch, shape, names, _positive(batch_size))[0]
+        guide, size = self._settled(batch), _positive(batch_size)
+        return evaluate.sample(guide, key, batch, shape, names, size)[0]
 
     def sample_and_log_prob(
         self,
@@ -120,7 +123,8 @@ class AutoGuide(eqx.Module):
         options = options_of(AutoGuide.sample_and_log_prob)
         batch, names = self._request(args, kwargs, options, sites)
         shape = _shape(sample_shape)
-        return evaluate.sample(self, key, batch, shape, names, _positive(batch_size))
+        guide, size = self._settled(batch), _positive(batch_size)
+        return evaluate.sample(guide, key, batch, shape, names, size)
 
     def log_prob(
         self, latents: Mapping[str, ArrayLike], /, *args: Any, **kwargs: Any
@@ -141,7 +145,7 @@ class AutoGuide(eqx.Module):
             ValueError: If a latent is missing or unknown, or has a shape that does not fit.
         """
         batch, _ = self._request(args, kwargs, options_of(AutoGuide.log_prob), self._held)
-        return evaluate.log_prob(self, dict(latents), batch)
+        return evaluate.log_prob(self._settled(batch), dict(latents), batch)
 
     def median(
         self,
@@ -160,7 +164,8 @@ class AutoGuide(eqx.Module):
         """
         batch, names = self._request(args, kwargs, options_of(AutoGuide.median), None)
         key = random.key(0) if key is None else key
-        return evaluate.quantiles(self, jnp.asarray(0.5, float), key, batch, names, num_samples)
+        level, guide = jnp.asarray(0.5, float), self._settled(batch)
+        return evaluate.quantiles(guide, level, key, batch, names, num_samples)
 
     def quantiles(
         self,
@@ -193,10 +198,11 @@ class AutoGuide(eqx.Module):
         """
         batch, names = self._request(args, kwargs, options_of(AutoGuide.quantiles), None)
         key = random.key(0) if key is None else key
-        return evaluate.quantiles(self, _levels(q), key, batch, names, num_samples)
+        levels, guide = _levels(q), self._settled(batch)
+        return evaluate.quantiles(guide, levels, key, batch, names, num_samples)
 
     def param_values(self, /, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """Return the current values of the model's `param` sites.
+        """Return the current values of the `param` sites, of the model and of `gx.program`s.
 
         Args:
             *args: The model's arguments, or one `gx.Batch`; they may be left out.
@@ -208,7 +214,7 @@ class AutoGuide(eqx.Module):
         batch = as_batch(self.model, args, kwargs, may_omit=True)
         if batch.is_empty:
             batch = blank_batch(self.structure.shapes)
-        return evaluate.param_values(self.model, batch)
+        return evaluate.param_values(self, self.admit(batch))
 
     def is_finite(self) -> Bool[Array, ""]:
         """Say whether every parameter is finite."""
@@ -256,6 +262,11 @@ class AutoGuide(eqx.Module):
         """Return the plates of the model on these arguments."""
         return describe(self.model, batch, random.key(0)).plates
 
+    def _settled(self, batch: Batch) -> AutoGuide:
+        """Return the guide that draws: another one where curvature takes the place of training."""
+        del batch
+        return self
+
     @property
     def _held(self) -> tuple[str, ...]:
         return tuple(s.name for s in self.family.sites)
@@ -289,7 +300,55 @@ class AutoGuide(eqx.Module):
 
 
 class AutoContinuous(AutoGuide):
-    """The base of guides over one flat unconstrained vector."""
+    """The base of guides over one flat unconstrained vector.
+
+    The vector holds the latents end to end, in the order of the sites.
+    """
+
+    def __init__(
+        self,
+        model: AbstractModel,
+        family: AbstractFamily,
+        structure: Structure,
+        admitted: tuple[str, ...] = (),
+        create_plates: Callable[..., Any] | None = None,
+    ):
+        super().__init__(model, family, structure, admitted, create_plates)
+
+    def get_base_dist(self, /, *args: Any, **kwargs: Any) -> Any:
+        """Return the distribution of the noise, a standard normal.
+
+        Args:
+            *args: The model's arguments, where the guide's distribution depends on them
+                (`AutoLaplaceApproximation`).
+            **kwargs: The model's keyword arguments.
+
+        Returns:
+            A distrax distribution over the flat vector.
+        """
+        return self._flat(args, kwargs).base_dist()
+
+    def get_transform(self, /, *args: Any, **kwargs: Any) -> distrax.Bijector:
+        """Return the map from noise to the flat vector; arguments as of `get_base_dist`.
+
+        Returns:
+            A distrax bijector. For a low-rank normal it forms a matrix of `dim^2` numbers.
+        """
+        return self._flat(args, kwargs).transform()
+
+    def get_posterior(self, /, *args: Any, **kwargs: Any) -> Any:
+        """Return the distribution of the flat vector; arguments as of `get_base_dist`.
+
+        Returns:
+            A distrax distribution; TFP's for a low-rank normal.
+        """
+        return self._flat(args, kwargs).posterior()
+
+    def _flat(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> AbstractFlat:
+        batch, _ = self._request(args, kwargs, frozenset(), ())
+        family = self._settled(batch).family
+        assert isinstance(family, AbstractFlat)
+        return family
 
 
 def _shape(sample_shape: Any) -> tuple[int, ...]:

@@ -124,6 +124,12 @@ class Batch(eqx.Module):
         ordered = Batch(*bound.args, **bound.kwargs)
         return ordered._replaced(rows=self.rows, admitted=self.admitted)
 
+    def prepended(self, value: Any) -> Batch:
+        """Return the arguments with one more in front, as `gx.program(fn, given=True)` gets."""
+        args, kwargs = self._rebuilt(lambda array: array, lambda constant: constant)
+        batch = Batch(value, *args, **kwargs)
+        return batch._replaced(rows=self.rows, admitted=self.admitted)
+
     def _rebuilt(self, of_array: Callable[[Any], Any], of_constant: Callable[[Static], Any]) -> Any:
         treedef, constants = self.layout
         fixed = {i: of_constant(x) for i, x in constants}

@@ -89,7 +89,9 @@ class _Recorder(Messenger):
     def finish(self, msg: Message) -> None:
         if not msg.name:
             return
-        if msg.kind in ("sample", "deterministic") and msg.name in self.sites:
+        known = self.sites.get(msg.name)
+        repeats = msg.kind in ("param", "plate") and known is not None and known.kind == msg.kind
+        if known is not None and not repeats:
             raise ValueError(f"two sites are named {msg.name!r}: give each a name of its own.")
         self.sites[msg.name] = msg
 

@@ -35,7 +35,7 @@ def sample(name: str, dist: Any, obs: ArrayLike | None = None) -> Array:
         ValueError: If the shapes of distribution, observation and plates do not fit.
     """
     _require_name("sample", name)
-    if not (hasattr(dist, "log_prob") and hasattr(dist, "batch_shape")):
+    if isinstance(dist, type) or not (hasattr(dist, "log_prob") and hasattr(dist, "batch_shape")):
         raise TypeError(
             f"site {name!r}: {dist!r} is not a distribution. Give one of distrax's or of TFP's JAX "
             "substrate."

@@ -44,6 +44,15 @@ class Start:
     structure: Structure
     admitted: tuple[str, ...]
 
+    @property
+    def rows(self) -> dict[str, Array]:
+        """Row numbers of the plates with latents that hold some of their rows: any will do."""
+        return {
+            p.name: self.batch.rows.get(p.name, jnp.arange(p.rows))
+            for p in self.structure.local_plates
+            if p.rows < p.size or p.name in self.batch.rows
+        }
+
     def only(self, names: frozenset[str]) -> Start:
         """Return the share of some of the latents."""
         structure = self.structure.only(names)

@@ -1,0 +1,136 @@
+"""A normal whose covariance is diagonal plus low rank, over the flat vector."""
+
+from __future__ import annotations
+
+import math
+
+import distrax
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float
+
+from .._model.start import Start
+from .._model.tfp_normal import low_rank_normal
+from .._model.trace import LatentSpec
+from .._numerics import filled_like, log_normal
+from .._types import Key
+from .flat import AbstractFlatNormal, standard_normal
+from .normal import raw_scale_of
+from .vector import ravel, require_shared_axes
+
+_START = 0.1  # of each row of F: at zero the gradient vanishes, and far from it mean field is lost
+
+
+class LowRankNormal(AbstractFlatNormal):
+    """A normal with covariance `S (I + F F') S`, where `S` is diagonal: `diag + W W'`, `W = S F`.
+
+    Nothing of size `dim^2` is ever formed, except by `transform`. With the capacitance
+    `C = I + F'F` of size `rank^2`, the determinant of the covariance is `det S^2 det C`, and
+    `(I + F F')^-1 = I - F C^-1 F'` (Woodbury).
+
+    Args:
+        start: Where the mean starts.
+        init_scale: Starting value of `S`.
+        rank: Number of columns of `F`; None for the square root of the dimension, rounded.
+        batch_ndim: How many leading axes all latents share; the vectors along them are independent.
+        key: For the start of `F`.
+
+    Raises:
+        ValueError: If `init_scale` is not positive, `rank` is out of range, or the latents do not
+            share those axes.
+    """
+
+    loc: Float[Array, "*batch dim"]
+    raw_scale: Float[Array, "*batch dim"]
+    factor: Float[Array, "*batch dim rank"]
+    sites: tuple[LatentSpec, ...] = eqx.field(static=True)
+    batch_ndim: int = eqx.field(static=True)
+
+    def __init__(
+        self,
+        start: Start,
+        init_scale: float = 0.1,
+        rank: int | None = None,
+        batch_ndim: int = 0,
+        *,
+        key: Key,
+    ):
+        require_shared_axes(start.structure.latents, batch_ndim)
+        self.sites, self.batch_ndim = start.structure.latents, batch_ndim
+        self.loc = ravel(start.location, self.sites, batch_ndim)
+        self.raw_scale = filled_like(self.loc, raw_scale_of(init_scale))
+        rank = rank_of(rank, self.loc.shape[-1])
+        noise = jax.random.normal(key, (*self.loc.shape, rank), self.loc.dtype)
+        self.factor = noise * (_START / math.sqrt(rank))
+
+    def scale(self) -> Float[Array, "*batch dim"]:
+        """Return the diagonal of `S`."""
+        return jax.nn.softplus(self.raw_scale)
+
+    def marginal_scale(self) -> Float[Array, "*batch dim"]:
+        """Return `S` times the square root of the diagonal of `I + F F'`."""
+        return self.scale() * jnp.sqrt(1 + jnp.sum(self.factor**2, axis=-1))
+
+    def _capacitance_tril(self) -> Float[Array, "*batch rank rank"]:
+        """Return the Cholesky factor of `C`."""
+        gram = self.factor.mT @ self.factor
+        return jnp.linalg.cholesky(gram + jnp.eye(gram.shape[-1], dtype=gram.dtype))
+
+    def log_det(self) -> Float[Array, ""]:
+        """Return `log det S + log det C / 2`."""
+        return self._log_det(self._capacitance_tril())
+
+    def _log_det(self, tril: Float[Array, "*batch rank rank"]) -> Float[Array, ""]:
+        return jnp.sum(jnp.log(self.scale())) + jnp.sum(
+            jnp.log(jnp.diagonal(tril, axis1=-2, axis2=-1))
+        )
+
+    def transform(self) -> distrax.Bijector:
+        """Return `eps -> loc + L eps`, for which the `dim^2` matrix `L` is formed."""
+        scaled = self._scaled_factor()
+        diagonal = self.scale()[..., None] ** 2 * jnp.eye(scaled.shape[-2], dtype=scaled.dtype)
+        tril = jnp.linalg.cholesky(diagonal + scaled @ scaled.mT)
+        return self.shifted(distrax.TriangularLinear(tril))
+
+    def posterior(self) -> distrax.DistributionLike:
+        """Return the normal, as TFP's distribution, which forms no `dim^2` matrix."""
+        normal = low_rank_normal(self.loc, self.scale() ** 2, self._scaled_factor())
+        return self.independent(normal)
+
+    def _scaled_factor(self) -> Float[Array, "*batch dim rank"]:
+        """Return `W = S F`."""
+        return self.scale()[..., None] * self.factor
+
+    def sample(self, key: Key) -> tuple[Float[Array, "*batch dim"], Float[Array, ""]]:
+        """Return `loc + S (eps + F eps')`."""
+        keys = jax.random.split(key)
+        eps, _ = standard_normal(keys[0], self.loc)
+        small, _ = standard_normal(keys[1], self.factor[..., 0, :])
+        z = self.loc + self.scale() * (eps + jnp.matvec(self.factor, small))
+        return z, self.log_density(z)
+
+    def log_density(self, z: Float[Array, "*batch dim"]) -> Float[Array, ""]:
+        """Return the density, by Woodbury's identity."""
+        tril = self._capacitance_tril()
+        delta = (z - self.loc) / self.scale()
+        inside = self.factor.mT @ delta[..., None]
+        inside = lax.linalg.triangular_solve(tril, inside, left_side=True, lower=True)
+        return jnp.sum(log_normal(delta)) + 0.5 * jnp.sum(inside**2) - self._log_det(tril)
+
+
+def rank_of(rank: int | None, dim: int) -> int:
+    """Return the rank, or the default.
+
+    Raises:
+        ValueError: If it is not between 1 and `dim`.
+    """
+    if rank is None:
+        return max(1, round(math.sqrt(dim)))
+    if not (isinstance(rank, int) and 1 <= rank <= dim):
+        raise ValueError(
+            f"rank counts columns of the factor, so it lies between 1 and the dimension {dim}; got "
+            f"{rank!r}."
+        )
+    return rank

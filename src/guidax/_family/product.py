@@ -1,0 +1,110 @@
+"""Families drawn in order, each given what the earlier ones drew."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import equinox as eqx
+import jax
+from jaxtyping import Array, Float
+
+from .._model.target import NOTHING, Block, Draw, Target
+from .._model.trace import LatentSpec
+from .._types import Key
+from .base import AbstractFamily
+
+
+def joined_params(a: dict[str, Any], b: dict[str, Any]) -> dict[str, Any]:
+    """Join the `param` sites of two programs.
+
+    Raises:
+        ValueError: If both have a name.
+    """
+    if both := sorted(a.keys() & b.keys()):
+        raise ValueError(
+            f"two programs have param sites {both}, which are different parameters: rename one."
+        )
+    return a | b
+
+
+class Product(AbstractFamily):
+    """`q(a) q(b | a) ...`.
+
+    Args:
+        parts: The families, in the order in which they draw.
+    """
+
+    parts: tuple[AbstractFamily, ...]
+    sites: tuple[LatentSpec, ...] = eqx.field(static=True)
+
+    def __init__(self, parts: Sequence[AbstractFamily]):
+        self.parts = tuple(parts)
+        self.sites = tuple(s for part in self.parts for s in part.sites)
+
+    @property
+    def learning_rate(self) -> float:
+        """The smallest of the parts'."""
+        return min((part.learning_rate for part in self.parts), default=1.0)
+
+    @property
+    def reads_batch(self) -> bool:
+        """Whether any part does."""
+        return any(part.reads_batch for part in self.parts)
+
+    @property
+    def has_params(self) -> bool:
+        """Whether any part has."""
+        return any(part.has_params for part in self.parts)
+
+    def param_values(self, key: Key, target: Target) -> dict[str, Array]:
+        """Return those of all parts.
+
+        Raises:
+            ValueError: If two parts use one name.
+        """
+        found, draw = {}, NOTHING
+        for part in self.parts:
+            now = target.condition(draw)
+            found = joined_params(found, part.param_values(key, now))
+            draw = draw | part.draw(key, now)
+        return found
+
+    def draw(self, key: Key, target: Target) -> Draw:
+        """Draw each part, given the earlier ones."""
+        draw = NOTHING
+        # One key for each part, though later parts see earlier draws.
+        keys = jax.random.split(key, max(len(self.parts), 1))
+        for part, k in zip(self.parts, keys, strict=False):
+            draw = draw | part.draw(k, target.condition(draw))
+        return draw
+
+    def log_q(self, draw: Draw, target: Target) -> dict[Block, Array] | None:
+        """Return the densities of all parts, or None if one has none."""
+        found, given = {}, NOTHING
+        for part in self.parts:
+            own = draw.only(s.name for s in part.sites)
+            density = part.log_q(own, target.condition(given))
+            if density is None:
+                return None
+            found |= density
+            given = given | own
+        return found
+
+    def entropy(self, target: Target) -> dict[Block, Array]:
+        """Return the closed forms of the parts that have them; those read no earlier draws."""
+        return self._joined(lambda part: part.entropy(target))
+
+    def quantile(self, level: Float[Array, ""], target: Target) -> dict[str, Array]:
+        """Return the closed forms of the parts that have them."""
+        return self._joined(lambda part: part.quantile(level, target))
+
+    def normal_marginals(self, target: Target) -> dict[str, tuple[Array, Array]]:
+        """Return those of the parts that have them."""
+        return self._joined(lambda part: part.normal_marginals(target))
+
+    def _joined(self, method: Callable[[AbstractFamily], dict[Any, Any]]) -> dict[Any, Any]:
+        found = {}
+        for part in self.parts:
+            found |= method(part)
+        return found

@@ -1,0 +1,187 @@
+"""`AutoLaplaceApproximation`: a normal from the curvature at the mode."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import random
+from jax.scipy.linalg import solve_triangular
+from jaxtyping import Array, Float
+
+from .._family.laplace import LaplacePoint
+from .._family.multivariate import MultivariateNormal
+from .._family.vector import unravel
+from .._model.batch import Batch, options_of
+from .._model.matrix_maps import ScaledUnitLowerCholesky
+from .._model.start import Start
+from .._model.strategies import Strategy, init_to_uniform
+from .._model.target import Draw
+from .._numerics import all_finite, is_traced
+from .._types import Key
+from .begin import begin
+from .gaussian import AutoMultivariateNormal
+from .guide import AutoContinuous, AutoGuide
+
+
+class AutoLaplaceApproximation(AutoContinuous):
+    """The normal with the mode, in unconstrained space, and the curvature there.
+
+    It trains as a point. `laplace(*args)` computes the normal once, on the data of that call; the
+    other methods take the data too and go through it, so where several are called
+    `guide.laplace(*args)` saves the Hessians.
+
+    Args:
+        model: A model: a callable in the model language, or what an adapter returns.
+        *args: The model's arguments, or one `gx.Batch`.
+        key: For the starting point.
+        init_loc_fn: Where the point starts: a strategy, or a function of a site and a key that
+            returns a constrained value.
+        hessian_fn: Called as `hessian_fn(potential, z)`, with minus the log density as a function
+            of the flat vector, and the mode; returns the precision matrix. None is `jax.hessian`.
+            Use it to regularise: `lambda f, z: jax.hessian(f)(z) + 1e-3 * jnp.eye(z.size)`.
+        create_plates: A function of the model's arguments that returns a `gx.plate`, or several,
+            whose rows each evaluation of an objective holds. The Hessian is of all rows.
+        **kwargs: The model's keyword arguments.
+
+    Raises:
+        TypeError: If the arguments do not fit the model.
+        ValueError: If a latent is discrete, or no start is found.
+
+    Source: Tierney and Kadane 1986, "Accurate approximations for posterior moments and marginal
+    densities".
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        /,
+        *args: Any,
+        key: Key,
+        init_loc_fn: Strategy = init_to_uniform(),
+        hessian_fn: Callable[..., Any] | None = None,
+        create_plates: Callable[..., Any] | None = None,
+        **kwargs: Any,
+    ):
+        constructor = AutoLaplaceApproximation
+        start = begin(constructor, model, args, kwargs, key, init_loc_fn, create_plates)
+        family = LaplacePoint(start, hessian_fn)
+        super().__init__(start.model, family, start.structure, start.admitted, create_plates)
+
+    def laplace(self, /, *args: Any, **kwargs: Any) -> AutoMultivariateNormal:
+        """Return the normal at the mode.
+
+        Args:
+            *args: The model's arguments, or one `gx.Batch`.
+            **kwargs: The model's keyword arguments.
+
+        Returns:
+            A guide with a full covariance, the inverse of the Hessian.
+
+        Raises:
+            ValueError: If the Hessian is not positive definite: the mode is not reached, or the
+                posterior is flat in a direction, whose sites are named. Under a transformation the
+                scales are NaN instead.
+        """
+        batch, _ = self._request(args, kwargs, options_of(AutoLaplaceApproximation.laplace), None)
+        return self._settled(batch)
+
+    def _settled(self, batch: Batch) -> AutoMultivariateNormal:
+        assert isinstance(self.family, LaplacePoint)
+        family = normal_at(self, self.family, batch, {})
+        start = Start(
+            self.model,
+            batch,
+            unravel(family.loc, family.sites),
+            self.structure,
+            self.admitted,
+        )
+        guide = AutoMultivariateNormal(start, key=random.key(0))
+        return eqx.tree_at(lambda g: g.family, guide, family)
+
+
+def normal_at(
+    guide: AutoGuide, point: LaplacePoint, batch: Batch, given: dict[str, Array]
+) -> MultivariateNormal:
+    """Return the normal at a point of some latents, with constrained values for the others.
+
+    Raises:
+        ValueError: If the Hessian is not positive definite.
+    """
+    family = _normal_at(guide, point, batch, given)
+    if not is_traced(family) and not bool(all_finite(family)):
+        _raise_flat(guide, point, batch, given)
+    return family
+
+
+@jax.jit
+def _normal_at(
+    guide: AutoGuide, point: LaplacePoint, batch: Batch, given: dict[str, Array]
+) -> MultivariateNormal:
+    hessian = _hessian(guide, point, batch, given)
+    # With P = U U' and U upper triangular, the covariance is L L' with L = U'^-1: one inversion.
+    upper = jnp.linalg.cholesky(hessian[::-1, ::-1])[::-1, ::-1]
+    scale_tril = solve_triangular(upper.T, jnp.eye(len(hessian), dtype=hessian.dtype), lower=True)
+    raw = ScaledUnitLowerCholesky().inverse(scale_tril)
+    raw = jnp.where(jnp.all(jnp.isfinite(scale_tril)), raw, jnp.nan)
+    start = Start(guide.model, batch, unravel(point.loc, point.sites), guide.structure, ())
+    family = MultivariateNormal(start.only(frozenset(s.name for s in point.sites)))
+    return eqx.tree_at(lambda f: f.raw_scale_tril, family, raw)
+
+
+@jax.jit
+def _hessian(
+    guide: AutoGuide, point: LaplacePoint, batch: Batch, given: dict[str, Array]
+) -> Float[Array, "dim dim"]:
+    key = random.key(0)
+    indices = guide.indices(key, batch, whole=True)
+    target = guide.target(key, batch, indices).condition(Draw.of(given, "constrained"))
+
+    def potential(z: Float[Array, " dim"]) -> Float[Array, ""]:
+        values = unravel(z, point.sites)
+        draw = Draw.of({s.name: s.take(values[s.name], indices) for s in point.sites})
+        return -target.score(draw).log_density
+
+    if point.hessian_fn is not None:
+        return jnp.asarray(point.hessian_fn.value(potential, point.loc))
+    try:
+        return jax.hessian(potential)(point.loc)
+    except ValueError as error:
+        if "Reverse-mode" not in str(error):
+            raise
+        return jax.jacfwd(jax.jacfwd(potential))(point.loc)
+
+
+@jax.jit
+def constrained_at(
+    guide: AutoGuide, point: LaplacePoint, batch: Batch, given: dict[str, Array]
+) -> dict[str, Array]:
+    """Return the constrained values of a point."""
+    key = random.key(0)
+    target = guide.target(key, batch, guide.indices(key, batch, whole=True))
+    target = target.condition(Draw.of(given, "constrained"))
+    sites = target.run(point.draw(key, target), forward=True).sites
+    return {s.name: sites[s.name].value for s in point.sites}
+
+
+def _raise_flat(
+    guide: AutoGuide, point: LaplacePoint, batch: Batch, given: dict[str, Array]
+) -> None:
+    """Name the sites along which the posterior does not curve down."""
+    hessian = np.asarray(_hessian(guide, point, batch, given))
+    if not np.isfinite(hessian).all():
+        raise ValueError("the Hessian at the mode is not finite: the fit has not converged.")
+    values, vectors = np.linalg.eigh((hessian + hessian.T) / 2)
+    shares = unravel(jnp.asarray(vectors[:, 0] ** 2), point.sites)
+    sites = sorted(shares, key=lambda name: -float(shares[name].sum()))
+    named = [name for name in sites if float(shares[name].sum()) > 0.1]
+    raise ValueError(
+        f"the Hessian at the mode is not positive definite: its smallest eigenvalue is "
+        f"{values[0]:.4g}, in a direction of the sites {named}. Either the fit has not converged, "
+        "or the posterior is flat there: give those sites proper priors, or regularise with "
+        "hessian_fn."
+    )

@@ -1,0 +1,264 @@
+"""`AutoGuideList`: several families over one model."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from types import EllipsisType
+from typing import Any
+
+from jax import random
+from jaxtyping import Array
+
+from .._family.base import AbstractFamily
+from .._family.flat import AbstractFlat
+from .._family.laplace import LaplacePoint
+from .._family.product import Product
+from .._model.batch import Batch, as_batch, options_of
+from .._model.model import Restricted
+from .._model.program import as_model
+from .._model.start import Start, find_start
+from .._model.strategies import as_strategy, by_site, init_to_uniform
+from .._model.structure import describe
+from .._model.target import Draw
+from .._types import Key
+from .guide import AutoContinuous, AutoGuide
+from .laplace import constrained_at, normal_at
+from .program import ProgramPart
+
+Sites = str | tuple[str, ...] | EllipsisType
+Part = Callable[..., AutoGuide] | ProgramPart
+
+
+class AutoGuideList(AutoGuide):
+    """Several guides for one model, each for some of its latents, drawn in order.
+
+    `gx.AutoGuideList(model, X, y, key=key, parts={"coefs": gx.AutoDelta, ("a", "b"):
+    functools.partial(gx.AutoMultivariateNormal, init_scale=0.05), ...: gx.AutoNormal})`
+
+    One start is searched for the whole list, with each part's own `init_loc_fn` for its sites, and
+    there is one copy of the model's parameters. `list[i]` is a part bound to the model, blocked to
+    its sites.
+
+    Args:
+        model: A model: a callable in the model language, or what an adapter returns.
+        *args: The model's arguments, or one `gx.Batch`.
+        key: For the starting point.
+        parts: Which guide takes which latents: from a site, a tuple of sites or `...` (the rest) to
+            a constructor, a `functools.partial` of one, or `gx.program(fn)`. They must cover every
+            latent, each once. Left out, the list is empty: see `append`.
+        create_plates: A function of the model's arguments that returns a `gx.plate`, or several,
+            whose rows each evaluation holds. `Batch.at` overrides it.
+        **kwargs: The model's keyword arguments.
+
+    Raises:
+        TypeError: If the arguments do not fit the model, or a part is no guide.
+        ValueError: If the parts leave out a latent, name one twice, or name what is none, or if no
+            start is found.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        /,
+        *args: Any,
+        key: Key,
+        parts: Mapping[Sites, Part] | None = None,
+        create_plates: Callable[..., Any] | None = None,
+        **kwargs: Any,
+    ):
+        model = as_model(model)
+        batch = as_batch(model, args, kwargs, options_of(AutoGuideList.__init__))
+        structure = describe(model, batch, key)
+        names = tuple(s.name for s in structure.latents)
+        shares = [] if parts is None else _shares(parts, names)
+        strategy = _strategy([(own, _strategy_of(part)) for own, part in shares], names)
+        draws_rows = create_plates is not None
+        start = find_start(model, batch, key, strategy, draws_rows=draws_rows)
+        families: list[AbstractFamily] = []
+        keys = random.split(key, len(shares) + 1)
+        for (own, part), k in zip(shares, keys[1:], strict=True):
+            families.append(_family(start, own, part, families, k))
+        family = Product(families)
+        super().__init__(start.model, family, start.structure, start.admitted, create_plates)
+
+    def append(self, part: AutoGuide) -> AutoGuideList:
+        """Return a new list with one more part. That no latent is left out is checked when used.
+
+        Args:
+            part: A guide built on the model with the other sites blocked:
+                `gx.AutoDelta(gx.handlers.block(model, expose=["w"]), X, y, key=key)`. Only its
+                family is kept.
+
+        Raises:
+            TypeError: If it is no guide.
+            ValueError: If one of its sites has a part already, or is no latent of the model in
+                that shape.
+        """
+        if not isinstance(part, AutoGuide):
+            raise TypeError(
+                "append takes a guide built on a blocked model; got "
+                f"{type(part).__name__}. Constructors and programs go into parts=."
+            )
+        known = {s.name: s for s in self.structure.latents}
+        taken = {s.name for s in self.family.sites}
+        for site in part.family.sites:
+            if site.name in taken:
+                raise ValueError(f"site {site.name!r} has a part already.")
+            if site.name not in known:
+                raise ValueError(
+                    f"the part draws {site.name!r}, which is no latent of the model: it has "
+                    f"{sorted(known)}."
+                )
+            if site != known[site.name]:
+                raise ValueError(f"the part draws {site}, but the model has {known[site.name]}.")
+        return self._with_parts((*self.parts, part.family))
+
+    def laplace(self, /, *args: Any, **kwargs: Any) -> AutoGuideList:
+        """Return the list with normals in place of its Laplace parts.
+
+        Each is that of the Hessian of its own block, with the other parts at their medians.
+
+        Args:
+            *args: The model's arguments, or one `gx.Batch`.
+            **kwargs: The model's keyword arguments.
+
+        Raises:
+            ValueError: If a Hessian is not positive definite.
+        """
+        batch, _ = self._request(args, kwargs, options_of(AutoGuideList.laplace), None)
+        return self._settled(batch)
+
+    def _settled(self, batch: Batch) -> AutoGuideList:
+        missing = {s.name for s in self.structure.latents} - {s.name for s in self.family.sites}
+        if missing:
+            raise ValueError(
+                f"no part of the list draws the latents {sorted(missing)}: append guides for them."
+            )
+        points = [part for part in self.parts if isinstance(part, LaplacePoint)]
+        if not points:
+            return self
+        given = self._median_of_others(batch)
+        for point in points:  # a point's median is the point
+            given |= constrained_at(self, point, batch, given)
+        families = []
+        for part in self.parts:
+            if isinstance(part, LaplacePoint):
+                own = {s.name for s in part.sites}
+                rest = {n: x for n, x in given.items() if n not in own}
+                part = normal_at(self, part, batch, rest)
+            families.append(part)
+        return self._with_parts(families)
+
+    def _median_of_others(self, batch: Batch) -> dict[str, Array]:
+        """Return the medians of all parts that are no Laplace part."""
+        others = Product([p for p in self.parts if not isinstance(p, LaplacePoint)])
+        if not others.parts:
+            return {}
+        guide = AutoGuide(self.model, others, self.structure, self.admitted, self._plates())
+        medians, held = guide.median(batch), {s.name for s in others.sites}
+        return {name: x for name, x in medians.items() if name in held}
+
+    def _plates(self) -> Callable[..., Any] | None:
+        return None if self.create_plates is None else self.create_plates.value
+
+    @property
+    def parts(self) -> tuple[AbstractFamily, ...]:
+        """The families of the parts."""
+        assert isinstance(self.family, Product)
+        return self.family.parts
+
+    def __len__(self) -> int:
+        return len(self.parts)
+
+    def __getitem__(self, i: int) -> AutoGuide:
+        family = self.parts[i]
+        names = [s.name for s in family.sites]
+        model = Restricted(self.model, expose=names)
+        kind = AutoContinuous if isinstance(family, AbstractFlat) else AutoGuide
+        structure = self.structure.only(frozenset(names))
+        return kind(model, family, structure, self.admitted, self._plates())
+
+    def __iter__(self) -> Iterator[AutoGuide]:
+        return (self[i] for i in range(len(self)))
+
+    def _with_parts(self, parts: Any) -> AutoGuideList:
+        new = object.__new__(AutoGuideList)
+        for field in dataclasses.fields(self):
+            object.__setattr__(new, field.name, getattr(self, field.name))
+        object.__setattr__(new, "family", Product(parts))
+        return new
+
+
+def _shares(
+    parts: Mapping[Sites, Part], latents: tuple[str, ...]
+) -> list[tuple[tuple[str, ...], Part]]:
+    """Return each part's sites, in the order written.
+
+    Raises:
+        ValueError: If they do not cover each latent once.
+    """
+    named = {k: (k,) if isinstance(k, str) else tuple(k) for k in parts if k is not ...}
+    asked = [name for names in named.values() for name in names]
+    problems = {
+        "named twice": {n for n in asked if asked.count(n) > 1},
+        "no latents of the model": set(asked) - set(latents),
+        "left out": set() if ... in parts else set(latents) - set(asked),
+    }
+    if any(problems.values()):
+        said = "; ".join(f"{what}: {sorted(names)}" for what, names in problems.items() if names)
+        raise ValueError(
+            f"parts must cover each latent once. {said}. The latents are {list(latents)}, and the "
+            "key ... stands for the rest."
+        )
+    rest = tuple(name for name in latents if name not in asked)
+    shares = [(rest if k is ... else named[k], part) for k, part in parts.items()]
+    return [(names, part) for names, part in shares if names]
+
+
+def _strategy(wishes: list[tuple[tuple[str, ...], Any]], latents: tuple[str, ...]) -> by_site:
+    """Return one strategy for the whole list, which gives each site that of its part."""
+    strategies = (init_to_uniform(), *(wish for _, wish in wishes))
+    part_of = {name: i + 1 for i, (names, _) in enumerate(wishes) for name in names}
+    return by_site(strategies, tuple((name, part_of.get(name, 0)) for name in latents))
+
+
+def _strategy_of(part: Part) -> Any:
+    """Return the `init_loc_fn` that a constructor is called with, or its default."""
+    if isinstance(part, ProgramPart):
+        return init_to_uniform()
+    try:
+        default = inspect.signature(part).parameters["init_loc_fn"].default
+    except (KeyError, TypeError, ValueError):
+        default = init_to_uniform()
+    return as_strategy(default)
+
+
+def _family(
+    start: Start,
+    names: tuple[str, ...],
+    part: Part,
+    earlier: list[AbstractFamily],
+    key: Key,
+) -> AbstractFamily:
+    """Build the family of one part.
+
+    Raises:
+        TypeError: If the part builds no guide.
+    """
+    if isinstance(part, ProgramPart):
+        return part.family(start, names, _earlier_draw(start, earlier), key)
+    made = part(start.only(frozenset(names)), key=key) if callable(part) else None
+    if not isinstance(made, AutoGuide):
+        raise TypeError(
+            f"the part for {list(names)} is no guide: give a constructor such as gx.AutoNormal, a "
+            f"functools.partial of one, or gx.program(fn); got {part!r}."
+        )
+    return made.family
+
+
+def _earlier_draw(start: Start, earlier: list[AbstractFamily]) -> Draw:
+    """Return the starting values of earlier parts, in the rows that the batch holds."""
+    sites = [s for family in earlier for s in family.sites]
+    return Draw.of({s.name: s.take(start.location[s.name], start.rows) for s in sites})

@@ -1,0 +1,93 @@
+"""`program`: a guide, or a part of one, written in the model language."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from .._family.program import ProgramFamily, program_batch
+from .._model.batch import Batch
+from .._model.model import AbstractModel
+from .._model.program import as_model
+from .._model.start import Start, initial_params
+from .._model.structure import describe
+from .._model.target import Draw, Target
+from .._numerics import strong
+from .._types import Key
+
+
+@dataclasses.dataclass(frozen=True)
+class ProgramPart:
+    """What `gx.program` returns: a part of an `AutoGuideList`."""
+
+    program: AbstractModel
+    given: bool
+
+    def family(
+        self, start: Start, names: tuple[str, ...], earlier: Draw, key: Key
+    ) -> ProgramFamily:
+        """Build the family that draws the sites.
+
+        Args:
+            start: The start of the whole list.
+            names: The sites of the part.
+            earlier: Starting values of the earlier parts.
+            key: For the starting values of `param` sites.
+
+        Raises:
+            ValueError: If the program draws other sites than its part, or sites of other shapes.
+        """
+        target = Target(start.model, start.batch, key, start.rows, earlier)
+        batch = program_batch(target, given=self.given)
+        structure = describe(self.program, batch, key)
+        if structure.obstacles:
+            name, why = structure.obstacles[0]
+            raise ValueError(f"gx.program: site {name!r} cannot be drawn by a guide: {why}")
+        mine = {s.name: s for s in structure.latents}
+        if mine.keys() != set(names):
+            raise ValueError(
+                f"the program {self.program.name} draws the sites {sorted(mine)}, but its part of "
+                f"the list is {sorted(names)}: let its keys in parts= name what it draws."
+            )
+        asked = {s.name: s for s in start.structure.latents}
+        for name, spec in mine.items():
+            if spec.shape != asked[name].shape:
+                raise ValueError(
+                    f"the program {self.program.name} draws {name!r} with unconstrained shape "
+                    f"{spec.shape}; the model has {asked[name].shape}."
+                )
+        params = _initial_params(self.program, batch, key, structure.params)
+        sites = tuple(s for s in start.structure.latents if s.name in names)
+        program = self.program.with_params(params)
+        return ProgramFamily(program=program, sites=sites, given=self.given)
+
+
+def program(fn: Callable[..., Any], given: bool = False) -> ProgramPart:
+    """Make a part of an `AutoGuideList` of a guide that you write yourself.
+
+    Args:
+        fn: A guide in the model language, or what an adapter such as `gx.from_numpyro` returns. It
+            is called with the model's arguments, samples the latents of its part under their
+            names, and may have `param` sites, which are trained.
+        given: Whether its first argument is the dictionary of constrained latents that the earlier
+            parts of the list drew.
+
+    Returns:
+        The part: `gx.AutoGuideList(model, ..., parts={"z": gx.program(fn), ...: gx.AutoNormal})`.
+
+    Raises:
+        TypeError: If `fn` cannot be called.
+    """
+    return ProgramPart(as_model(fn), given)
+
+
+@functools.partial(jax.jit, static_argnames="names")
+def _initial_params(
+    program: AbstractModel, batch: Batch, key: Key, names: tuple[str, ...]
+) -> dict[str, Any]:
+    params = initial_params(program, batch.without_rows(), key, names, {})
+    return jax.tree.map(strong, params)

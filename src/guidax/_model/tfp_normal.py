@@ -1,0 +1,17 @@
+"""The normal of TFP that distrax lacks. It stands here because TFP is met in this layer alone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from jaxtyping import Array, Float
+from tensorflow_probability.substrates.jax import distributions as tfd
+
+
+def low_rank_normal(
+    loc: Float[Array, "*batch dim"],
+    diagonal: Float[Array, "*batch dim"],
+    factor: Float[Array, "*batch dim rank"],
+) -> Any:
+    """Return the normal with covariance `diag(diagonal) + factor factor'`, never formed."""
+    return tfd.MultivariateNormalDiagPlusLowRankCovariance(loc, diagonal, factor)
