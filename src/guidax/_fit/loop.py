@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
@@ -12,6 +11,7 @@ from jaxtyping import Array, Float
 
 from .._model.batch import Batch, as_batch
 from .._numerics import is_traced
+from .caller import warn_caller
 from .progress import Pace, Progress, Report
 from .source import CAPACITY, AbstractSource, Batches, OneBatch
 from .update import Moving, Run, advance
@@ -111,11 +111,9 @@ def _on_host(
             if len(taken):
                 report.look(int(run.start) + done, taken)
             if len(taken) < asked:
-                warnings.warn(
+                warn_caller(
                     f"the batches ended after {done} of {steps} steps; the result is what they "
-                    "gave.",
-                    UserWarning,
-                    stacklevel=5,  # the caller of fit
+                    "gave."
                 )
                 break
     return Outcome(moving, _joined(losses), None)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import abc
-import warnings
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -12,6 +11,7 @@ import numpy as np
 
 from .._guide.guide import AutoGuide
 from .._model.batch import Batch, as_batch
+from .caller import warn_caller
 from .update import Moving, Run, advance_in_place, as_int32
 
 CAPACITY = 1000  # of one dispatch: the same for all runs, so that they share a program
@@ -108,10 +108,8 @@ def _warn_if_unscaled(guide: AutoGuide, batch: Batch) -> None:
         rows = batch.rows[p.name].shape[0] if p.name in batch.rows else p.rows
         if rows < p.size:
             return
-    warnings.warn(
+    warn_caller(
         "batches are streamed, but no plate of the model is subsampled, so log densities are not "
         "multiplied by N/B and each batch counts as all the data. Give the plate its full size: "
-        'gx.plate("data", N, subsample_size=len(y)).',
-        UserWarning,
-        stacklevel=7,  # the caller of fit
+        'gx.plate("data", N, subsample_size=len(y)).'
     )
