@@ -131,8 +131,10 @@ def _search(model: AbstractModel, batch: Batch, key: Key, strategy: Any) -> _Fou
     def attempt(row: Array) -> tuple[dict[str, Array], dict[str, Array], Array, dict[str, Array]]:
         return _attempt(model, plain, key, strategy, structure, indices, row)
 
-    shapes = jax.eval_shape(attempt, keys[0])
-    blank = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+    # Batched and placed as an attempt is, which an explicit mesh asks for under vmap. XLA folds the
+    # attempt itself away.
+    blank = jax.tree.map(lambda x: jnp.where(False, x, jnp.zeros_like(x)), attempt(keys[0]))
+    none = blank[2].astype(jnp.int32)
 
     def again(carry: Any) -> Array:
         return (carry[0] < TRIES) & ~carry[1][2]
@@ -140,7 +142,7 @@ def _search(model: AbstractModel, batch: Batch, key: Key, strategy: Any) -> _Fou
     def once(carry: Any) -> Any:
         return carry[0] + 1, attempt(keys[carry[0]])
 
-    _, (u, full, ok, terms) = lax.while_loop(again, once, (0, blank))
+    _, (u, full, ok, terms) = lax.while_loop(again, once, (none, blank))
     target = Target(model, plain, key, dict(indices))
     # A failed member of an ensemble is visible, and harms no other.
     full = jax.tree.map(lambda x: strong(jnp.where(ok, x, jnp.nan)), full)
