@@ -49,3 +49,5 @@ from ._objective.elbo import ELBO as ELBO
 from ._objective.importance import IWELBO as IWELBO
 from ._objective.importance import RenyiELBO as RenyiELBO
 from ._objective.mean_field import MeanFieldELBO as MeanFieldELBO
+from ._posterior.exchange import from_numpyro_params as from_numpyro_params
+from ._posterior.exchange import to_numpyro_params as to_numpyro_params

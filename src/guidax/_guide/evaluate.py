@@ -65,7 +65,7 @@ def _chosen(trace: Trace, guide: AutoGuide, names: Names) -> dict[str, Array]:
     if unknown := [n for n in names if n not in found]:
         raise ValueError(
             f"the guide has no latent or deterministic sites {unknown}; it has {sorted(found)}. "
-            "Observations are predicted by gx.Predictive(guide.model, draws)."
+            "Observations are drawn from the model, not from the guide."
         )
     return {n: found[n] for n in names}
 

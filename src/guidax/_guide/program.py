@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -66,7 +65,7 @@ class ProgramPart:
         return ProgramFamily(program=program, sites=sites, given=self.given)
 
 
-def program(fn: Callable[..., Any], given: bool = False) -> ProgramPart:
+def program(fn: Any, given: bool = False) -> ProgramPart:
     """Make a part of an `AutoGuideList` of a guide that you write yourself.
 
     Args:

@@ -128,7 +128,9 @@ class _Seeder(Messenger):
 
 
 class substitute(AbstractHandler):
-    """Set the values of latents and params; they stay latents and params.
+    """Set the values of sites and params: a latent stays a latent, an observation observed.
+
+    Where several handlers give a value, the outermost decides, as in NumPyro.
 
     Args:
         fn: The model.
@@ -149,7 +151,7 @@ class substitute(AbstractHandler):
 
 
 class condition(AbstractHandler):
-    """Turn latents into observations.
+    """Turn latents into observations, and give observations other values.
 
     Args:
         fn: The model.
@@ -192,20 +194,21 @@ class replay(AbstractHandler):
 
     def messenger(self) -> Messenger:
         """Return a giver of values."""
-        return _Substituter(self.data, observe=False)
+        return _Substituter(self.data, observe=False, latents_only=True)
 
 
 class _Substituter(Messenger):
-    def __init__(self, data: Mapping[str, Any], *, observe: bool):
-        self._data, self._observe = data, observe
+    def __init__(self, data: Mapping[str, Any], *, observe: bool, latents_only: bool = False):
+        self._data, self._observe, self._latents_only = data, observe, latents_only
 
     def process(self, msg: Message) -> None:
-        if msg.kind not in ("sample", "param") or msg.name not in self._data:
+        kinds = ("sample",) if self._observe or self._latents_only else ("sample", "param")
+        if msg.kind not in kinds or msg.name not in self._data:
             return
-        if msg.observed or msg.value is not None:
+        if self._latents_only and msg.observed:
             return
         msg.value = jnp.asarray(self._data[msg.name])
-        msg.observed = self._observe and msg.kind == "sample"
+        msg.observed = msg.observed or self._observe
 
 
 class block(AbstractHandler):
@@ -219,13 +222,13 @@ class block(AbstractHandler):
         expose: Names of the sites not to hide.
     """
 
-    fn: Callable[..., Any] | None
+    fn: Any  # a callable, or a model of another language
     hide: tuple[str, ...] | None = eqx.field(static=True)
     expose: tuple[str, ...] | None = eqx.field(static=True)
 
     def __init__(
         self,
-        fn: Callable[..., Any] | None = None,
+        fn: Any = None,
         hide: Iterable[str] | None = None,
         expose: Iterable[str] | None = None,
     ):

@@ -70,8 +70,10 @@ def param(
         raise TypeError(
             f"param {name!r}: constraint takes one of gx.constraints; got {constraint!r}."
         )
-    value = send(Message("param", name, fn=init, info={"constraint": constraint})).value
-    return starting_value(init) if value is None else value
+    msg = send(Message("param", name, fn=init, info={"constraint": constraint}))
+    if msg.value is None:
+        msg.value = starting_value(init)  # on the message, for a trace that recorded it
+    return msg.value
 
 
 def starting_value(init: Any) -> Array:

@@ -197,8 +197,12 @@ class Structure:
     shapes: Shapes = dataclasses.field(compare=False)
 
     def only(self, names: frozenset[str]) -> Structure:
-        """Return the structure with fewer latents."""
-        return dataclasses.replace(self, latents=tuple(s for s in self.latents if s.name in names))
+        """Return the structure of the model with all other sites hidden."""
+        return dataclasses.replace(
+            self,
+            latents=tuple(s for s in self.latents if s.name in names),
+            deterministic=tuple(n for n in self.deterministic if n in names),
+        )
 
     @property
     def local_plates(self) -> tuple[Plate, ...]:

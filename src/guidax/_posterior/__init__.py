@@ -1,0 +1,1 @@
+"""Afterwards: exchange with other libraries."""

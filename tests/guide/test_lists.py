@@ -1,0 +1,280 @@
+"""`AutoGuideList`: several guides for one model, and guides that users write themselves."""
+
+import functools
+
+import distrax
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.scipy.special import gammaln
+from tensorflow_probability.substrates.jax import distributions as tfd
+
+import guidax as gx
+from assertions import distance, identical, perturbed
+from models import regression, regression_data
+
+X, y = regression_data()
+PARTS = {"beta": gx.AutoDelta, ...: functools.partial(gx.AutoNormal, init_scale=0.05)}
+
+
+def test_parts_and_append_make_the_same_list(key):
+    whole = gx.AutoGuideList(regression, X, y, key=key, parts=PARTS)
+    empty = gx.AutoGuideList(regression, X, y, key=key)
+    delta = gx.AutoDelta(gx.handlers.block(regression, expose=["beta"]), X, y, key=key)
+    normal = gx.AutoNormal(
+        gx.handlers.block(regression, hide=["beta"]), X, y, key=key, init_scale=0.05
+    )
+    listed = empty.append(delta).append(normal)
+    assert jax.tree.structure(listed) == jax.tree.structure(whole)
+    assert len(empty) == 0 and len(listed) == 2
+    names = [set(part.sample_posterior(key, X, y)) for part in listed]
+    assert names == [{"beta"}, {"tau"}]
+    np.testing.assert_allclose(listed[1].median()["tau"], listed.median()["tau"], rtol=1e-6)
+    for use in (
+        lambda: empty.sample_posterior(key, X, y),
+        lambda: gx.ELBO()(empty, key, X, y),
+        lambda: empty.append(delta).median(X, y),
+    ):
+        with pytest.raises(ValueError, match="tau"):
+            use()
+
+
+def test_one_copy_of_the_models_parameters(key):
+    whole = gx.AutoGuideList(regression, X, y, key=key, parts=PARTS)
+    paths = [jax.tree_util.keystr(p) for p, _ in jax.tree_util.tree_leaves_with_path(whole)]
+    assert sum("weight" in path for path in paths) == 1
+    fitted = gx.fit(key, whole, X, y, steps=50, progress=False).guide
+    assert distance(fitted.param_values(), whole.param_values()) > 0
+    np.testing.assert_array_equal(
+        fitted[0].param_values()["weight"], fitted.param_values()["weight"]
+    )
+
+
+def test_each_part_draws_with_a_key_of_its_own(key):
+    def two():
+        gx.sample("a", distrax.Normal(jnp.zeros(()), 1.0))
+        gx.sample("b", distrax.Normal(jnp.zeros(()), 1.0))
+
+    guide = gx.AutoGuideList(two, key=key, parts={"a": gx.AutoNormal, "b": gx.AutoNormal})
+    draws = guide.sample_posterior(key, sample_shape=(10_000,))
+    correlation = np.corrcoef(draws["a"], draws["b"])[0, 1]
+    assert abs(correlation) < 5 / 10_000**0.5
+
+
+def test_two_flat_parts_do_not_clash(key):
+    parts = {"beta": gx.AutoMultivariateNormal, "tau": gx.AutoDiagonalNormal}
+    guide = perturbed(gx.AutoGuideList(regression, X, y, key=key, parts=parts), key)
+    draws, log_q = guide.sample_and_log_prob(key, X, y, sample_shape=(5,))
+    separate = sum(guide[i].log_prob({n: draws[n]}, X, y) for i, n in enumerate(("beta", "tau")))
+    np.testing.assert_allclose(log_q, separate, rtol=1e-5)
+    np.testing.assert_allclose(guide.log_prob(draws, X, y), log_q, rtol=1e-5)
+    assert guide[0].get_posterior().event_shape == (3,)
+
+
+def test_a_part_in_a_plate_needs_no_plate_of_its_own(key):
+    def model(y):
+        w = gx.sample("w0", distrax.Normal(jnp.zeros(()), 1.0))
+        with gx.plate("n", 4):
+            z = gx.sample("w", distrax.Normal(w, 1.0))
+            gx.sample("y", distrax.Normal(z, 1.0), obs=y)
+
+    data = jnp.arange(4.0)
+    part = gx.AutoNormal(gx.handlers.block(model, expose=["w"]), data, key=key)
+    rest = gx.AutoDelta(gx.handlers.block(model, hide=["w"]), data, key=key)
+    guide = gx.AutoGuideList(model, data, key=key).append(part).append(rest)
+    assert guide.sample_posterior(key, data)["w"].shape == (4,)
+    assert jnp.isfinite(gx.fit(key, guide, data, steps=5, progress=False).losses).all()
+
+
+def test_one_joint_start(key):
+    """For `y ~ N(log(a + b - 1), 1)` parts that search apart have no finite joint start."""
+
+    def model(y):
+        a = gx.sample("a", tfd.HalfNormal(jnp.ones(())))
+        b = gx.sample("b", tfd.HalfNormal(jnp.ones(())))
+        gx.sample("y", distrax.Normal(jnp.log(a + b - 1.0), 1.0), obs=y)
+
+    data = jnp.asarray(0.2, float)
+    for k in jax.random.split(key, 10):
+        guide = gx.AutoGuideList(model, data, key=k, parts={"a": gx.AutoDelta, "b": gx.AutoDelta})
+        assert jnp.isfinite(gx.ELBO()(guide, k, data))
+
+
+def test_each_part_starts_as_it_says(key):
+    parts = {
+        "tau": functools.partial(gx.AutoNormal, init_loc_fn=gx.init_to_value({"tau": 3.0})),
+        "beta": functools.partial(gx.AutoDelta, init_loc_fn=gx.init_to_feasible()),
+    }
+    guide = gx.AutoGuideList(regression, X, y, key=key, parts=parts)
+    median = guide.median()
+    np.testing.assert_allclose(median["tau"], 3.0, rtol=1e-5)
+    np.testing.assert_array_equal(median["beta"], 0.0)
+
+
+def test_deterministic_sites_and_quantiles(key):
+    guide = gx.AutoGuideList(regression, X, y, key=key, parts=PARTS)
+    found = guide.quantiles([0.1, 0.9], X, y)
+    assert {n: x.shape for n, x in found.items()} == {
+        "tau": (2,),
+        "beta": (2, 3),
+        "norm": (2,),
+        "eta": (2, 40),
+    }
+
+
+def test_mistakes_are_named(key):
+    make = functools.partial(gx.AutoGuideList, regression, X, y, key=key)
+    for parts, message in (
+        ({"beta": gx.AutoDelta}, r"left out: \['tau'\]"),
+        ({("beta", "c"): gx.AutoDelta, ...: gx.AutoNormal}, r"no latents of the model: \['c'\]"),
+        ({("beta", "tau"): gx.AutoDelta, "tau": gx.AutoNormal}, r"named twice: \['tau'\]"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            make(parts=parts)
+    with pytest.raises(TypeError, match="no guide"):
+        make(parts={...: lambda *args, **kwargs: 3})
+    delta = gx.AutoDelta(gx.handlers.block(regression, expose=["beta"]), X, y, key=key)
+    listed = make().append(delta)
+    with pytest.raises(ValueError, match="'beta' has a part already"):
+        listed.append(delta)
+    other = gx.AutoDelta(lambda: gx.sample("q", distrax.Normal(jnp.zeros(()), 1.0)), key=key)
+    with pytest.raises(ValueError, match="'q'.*no latent"):
+        listed.append(other)
+    short, labels = regression_data(features=2)
+    wrong = gx.AutoDelta(gx.handlers.block(regression, hide=["tau"]), short, labels, key=key)
+    with pytest.raises(ValueError, match="the model has"):
+        make().append(wrong)
+
+
+def test_a_refit_traces_nothing(key):
+    from models import new_traces
+
+    def run():
+        guide = gx.AutoGuideList(regression, X, y, key=key, parts=PARTS)
+        return gx.fit(key, guide, X, y, steps=5, progress=False)
+
+    first = run()
+    assert new_traces(run) == 0
+    assert identical(first.losses, run().losses)
+
+
+def test_a_laplace_part(key):
+    """Its curvature is that of its block, with the other parts at their medians."""
+
+    def model(y):
+        a = gx.sample("a", distrax.Normal(jnp.zeros(()), 1.0))
+        b = gx.sample("b", distrax.Normal(jnp.zeros(()), 1.0))
+        gx.sample("y", distrax.Normal(a + b, 0.5), obs=y)
+
+    data = jnp.asarray(1.0, float)
+    parts = {"a": gx.AutoNormal, "b": gx.AutoLaplaceApproximation}
+    guide = gx.AutoGuideList(model, data, key=key, parts=parts)
+    fitted = gx.fit(key, guide, data, steps=2000, objective=gx.ELBO(8), progress=False).guide
+    normal = fitted.laplace(data)
+    # The precision of b given a is 1 + 1 / 0.25; its mode, given a, solves 5 b = 4 (1 - a).
+    np.testing.assert_allclose(normal[1].family.marginal_scale(), 5**-0.5, rtol=1e-4)
+    a, b = (float(fitted.median(data)[n]) for n in "ab")
+    assert abs(b - 0.8 * (1 - a)) < 0.02
+    draws = fitted.sample_posterior(key, data, sample_shape=(5000,))
+    assert float(draws["b"].std()) == pytest.approx(5**-0.5, rel=0.05)
+
+
+# Guides written in the model language.
+
+
+def counts_model(y):
+    """`t ~ Gamma(2, 2)`, `m ~ N(t, 1)`, `y_i ~ Exponential(t)`: conjugate in t."""
+    t = gx.sample("t", tfd.Gamma(2.0 * jnp.ones(()), 2.0))
+    gx.sample("m", distrax.Normal(t, 1.0))
+    with gx.plate("d", y.shape[0]):
+        gx.sample("y", tfd.Exponential(t), obs=y)
+
+
+COUNTS = np.array([0.5, 1.0, 2.0, 0.3])
+EVIDENCE = 2 * np.log(2) + gammaln(6.0) - 6 * np.log(2 + COUNTS.sum())
+
+
+def exact_t(y):
+    rate = gx.param("rate", 2.0 + float(COUNTS.sum()), gx.constraints.positive)
+    gx.sample("t", tfd.Gamma(gx.param("shape", 6.0, gx.constraints.positive), rate))
+
+
+def exact_m(given, y):
+    gx.sample("m", distrax.Normal(given["t"] + gx.param("shift", 0.0), 1.0))
+
+
+def test_an_exact_program_gives_the_evidence_without_variance(key):
+    data = jnp.asarray(COUNTS, float)
+    parts = {"t": gx.program(exact_t), "m": gx.program(exact_m, given=True)}
+    guide = gx.AutoGuideList(counts_model, data, key=key, parts=parts)
+    for estimator in ("pathwise", "stl"):
+        for k in jax.random.split(key, 3):
+            loss = gx.ELBO(estimator=estimator)(guide, k, data)
+            np.testing.assert_allclose(-loss, EVIDENCE, rtol=1e-5)
+    values = guide.param_values(data)
+    assert values.keys() == {"rate", "shape", "shift"}
+    np.testing.assert_allclose(values["shape"], 6.0, rtol=1e-6)
+    draws, log_q = guide.sample_and_log_prob(key, data, sample_shape=(20,))
+    np.testing.assert_allclose(guide.log_prob(draws, data), log_q, rtol=1e-4)
+    weights = gx.log_joint(guide.model, draws, data) - log_q
+    np.testing.assert_allclose(weights, EVIDENCE, rtol=1e-4)
+    quantiles = guide.quantiles([0.1, 0.9], data, num_samples=20_000)["t"]
+    from scipy import stats
+
+    exact = stats.gamma(6.0, scale=1 / (2 + COUNTS.sum())).ppf([0.1, 0.9])
+    np.testing.assert_allclose(quantiles, exact, rtol=0.03)
+
+
+def test_a_program_is_trained(key):
+    def start(y):
+        shape = gx.param("shape", 3.0, gx.constraints.positive)
+        gx.sample("t", tfd.Gamma(shape, gx.param("rate", 3.0, gx.constraints.positive)))
+
+    data = jnp.asarray(COUNTS, float)
+    parts = {"t": gx.program(start), "m": gx.AutoNormal}
+    guide = gx.AutoGuideList(counts_model, data, key=key, parts=parts)
+    result = gx.fit(key, guide, data, steps=2000, objective=gx.ELBO(8), progress=False)
+    values = result.guide.param_values(data)
+    mean = float(values["shape"] / values["rate"])
+    assert mean == pytest.approx(6.0 / (2 + COUNTS.sum()), rel=0.1)
+
+
+def test_a_numpyro_program(key):
+    numpyro = pytest.importorskip("numpyro")
+    dist = numpyro.distributions
+
+    def exact(y):
+        shape = numpyro.param("shape", 6.0, constraint=dist.constraints.positive)
+        numpyro.sample("t", dist.Gamma(shape, 2.0 + y.sum()))
+
+    data = jnp.asarray(COUNTS, float)
+    parts = {"t": gx.program(gx.from_numpyro(exact)), "m": gx.program(exact_m, given=True)}
+    guide = gx.AutoGuideList(counts_model, data, key=key, parts=parts)
+    np.testing.assert_allclose(-gx.ELBO()(guide, key, data), EVIDENCE, rtol=1e-5)
+
+
+def test_mistakes_in_programs_are_named(key):
+    data = jnp.asarray(COUNTS, float)
+
+    def wrong_name(y):
+        gx.sample("q", distrax.Normal(jnp.zeros(()), 1.0))
+
+    def wrong_shape(y):
+        gx.sample("t", tfd.Gamma(2.0 * jnp.ones(3), 2.0))
+
+    def same_param(y):
+        gx.param("shape", 1.0)
+        gx.sample("m", distrax.Normal(jnp.zeros(()), 1.0))
+
+    for program, message in (
+        (wrong_name, r"draws the sites \['q'\], but its part of the list is \['t'\]"),
+        (wrong_shape, r"draws 't' with unconstrained shape \(3,\)"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            parts = {"t": gx.program(program), ...: gx.AutoNormal}
+            gx.AutoGuideList(counts_model, data, key=key, parts=parts)
+    parts = {"t": gx.program(exact_t), "m": gx.program(same_param)}
+    guide = gx.AutoGuideList(counts_model, data, key=key, parts=parts)
+    with pytest.raises(ValueError, match=r"param sites \['shape'\]"):
+        guide.param_values(data)
