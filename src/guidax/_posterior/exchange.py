@@ -194,8 +194,8 @@ def _loc_of(family: AbstractFamily) -> Array:
 
 def _unknown(family: AbstractFamily) -> TypeError:
     return TypeError(
-        f"NumPyro has no guide whose parameters are those of {type(family).__name__}: read them from "
-        "the leaves of guide.family."
+        f"NumPyro has no guide whose parameters are those of {type(family).__name__}: read them "
+        "from the leaves of guide.family."
     )
 
 
