@@ -43,7 +43,8 @@ def run_tests(
 ) -> None:
     """Install the package with what the tests need, and run them."""
     session.install("-e", ".", *group("test"), *pins)
-    session.run("pytest", *options, *session.posargs, env=env)
+    # A process for each core. Compilation is what costs, so a file's tests stay together.
+    session.run("pytest", "-n=auto", "--dist=loadfile", *options, *session.posargs, env=env)
 
 
 @nox.session

@@ -15,7 +15,7 @@ from models import (
     regression,
     regression_data,
 )
-from registry import every_guide
+from registry import GUIDES, every_guide
 
 X, y = regression_data()
 
@@ -61,8 +61,11 @@ def test_leaves_are_strong_floats_and_plain_transformations_work(entry, case, ke
     assert jnp.allclose(slope, quotient, rtol=1e-5 if step < 1e-4 else 5e-2, atol=1e-3)
 
 
-@every_guide
-@every_case
+@pytest.mark.parametrize(
+    ("entry", "case"),
+    [(e, CASES["function"]) for e in GUIDES.values()] + [(GUIDES["AutoNormal"], CASES["module"])],
+    ids=[*GUIDES, "AutoNormal-module"],
+)
 def test_an_ensemble_equals_its_members(entry, case, key):
     make_model, args = case
 
