@@ -14,6 +14,7 @@ import pytest
 from tensorflow_probability.substrates.jax import distributions as tfd
 
 import guidax as gx
+from assertions import refused_type
 from guidax._model.program import as_model
 from guidax._model.rows import draw_rows
 
@@ -680,3 +681,18 @@ def test_runs_leave_nothing_behind():
 
 def shift(by):
     return distrax.ScalarAffine(by, jnp.ones(()))
+
+
+def test_a_site_holds_one_array_of_known_shape():
+    joint = tfd.JointDistributionSequential([tfd.Normal(0.0, 1.0), tfd.Normal(0.0, 1.0)])
+    with pytest.raises(TypeError, match="site 'x': a site holds one array"):
+        gx.sample("x", joint)
+
+
+def test_a_traced_plate_size_names_the_way_out():
+    def model(n):
+        with gx.plate("rows", n):
+            return gx.sample("x", distrax.Normal(0.0, 1.0))
+
+    with refused_type("'rows': size must be a Python integer.*gx.static"):
+        jax.jit(lambda n: gx.handlers.seed(model, jax.random.key(0))(n))(3)

@@ -317,3 +317,17 @@ def test_values_of_all_rows_under_subsampling(key):
     short = gx.init_to_value({"z": jnp.arange(2.0)})
     with pytest.raises(ValueError, match="'z'"):
         gx.AutoNormal(Hierarchy.takes_rows, y, key=key, init_loc_fn=short)
+
+
+def test_a_substituted_latent_is_refused(key):
+    def model(y):
+        z = gx.sample("z", distrax.Normal(jnp.zeros(()), 1.0))
+        w = gx.sample("w", distrax.Normal(z, 1.0))
+        gx.sample("y", distrax.Normal(w, 1.0), obs=y)
+
+    y = jnp.asarray(0.3, float)
+    fixed = gx.handlers.substitute(model, {"z": 0.5})
+    with pytest.raises(ValueError, match=r"'z': a handler.*condition"):
+        gx.AutoNormal(fixed, y, key=key)
+    guide = gx.AutoNormal(gx.handlers.condition(model, {"z": 0.5}), y, key=key)
+    assert guide.family.loc.keys() == {"w"}

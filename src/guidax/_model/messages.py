@@ -118,7 +118,7 @@ def send(msg: Message) -> Message:
         if msg.stop:
             break
     if msg.kind == "sample" and msg.value is None:
-        msg.value = broadcast_sample(msg.fn, _required_key(msg), msg.batch_shape)
+        msg.value = broadcast_sample(msg.fn, required_key(msg), msg.batch_shape)
     for messenger in stack[len(stack) - depth :]:
         messenger.finish(msg)
     return msg
@@ -126,10 +126,15 @@ def send(msg: Message) -> Message:
 
 def key_of(msg: Message) -> Array:
     """Send a message that asks for a key alone, and return the key."""
-    return _required_key(send(msg))
+    return required_key(send(msg))
 
 
-def _required_key(msg: Message) -> Array:
+def required_key(msg: Message) -> Array:
+    """Return the key that a handler gave.
+
+    Raises:
+        ValueError: If none did.
+    """
     if msg.key is None:
         raise ValueError(
             f"{msg.kind} {msg.name!r} needs a random key: run the program under "

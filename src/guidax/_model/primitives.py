@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import types
 from collections.abc import Callable
 from typing import Any
@@ -12,7 +13,7 @@ from jaxtyping import Array, Int
 
 from . import constraints
 from .constraint_types import Constraint
-from .messages import Message, Messenger, enter, key_of, leave, send
+from .messages import Message, Messenger, enter, key_of, leave, required_key, send
 from .rows import draw_rows
 from .trace import Plate
 
@@ -40,6 +41,12 @@ def sample(name: str, dist: Any, obs: ArrayLike | None = None) -> Array:
             f"site {name!r}: {dist!r} is not a distribution. Give one of distrax's or of TFP's JAX "
             "substrate."
         )
+    if not all(_is_shape(getattr(dist, attribute)) for attribute in ("batch_shape", "event_shape")):
+        raise TypeError(
+            f"site {name!r}: a site holds one array of known shape, but {type(dist).__name__} has "
+            f"batch shape {dist.batch_shape} and event shape {dist.event_shape}. Write a site for "
+            "each array."
+        )
     if type(dist).__module__.startswith("numpyro."):
         raise TypeError(
             f"site {name!r} has a NumPyro distribution, {type(dist).__name__}. Use distrax's or "
@@ -47,6 +54,13 @@ def sample(name: str, dist: Any, obs: ArrayLike | None = None) -> Array:
         )
     value = None if obs is None else jnp.asarray(obs)
     return send(Message("sample", name, dist, value, observed=obs is not None)).value
+
+
+def _is_shape(shape: Any) -> bool:
+    try:
+        return all(hasattr(n, "__index__") for n in tuple(shape))
+    except (TypeError, ValueError):
+        return False
 
 
 def param(
@@ -155,6 +169,14 @@ def prng_key() -> Array:
     return key_of(Message("prng_key"))
 
 
+def _is_integer(number: Any) -> bool:
+    try:
+        operator.index(number)
+    except TypeError:  # a tracer among others
+        return False
+    return True
+
+
 class plate(Messenger):
     """Rows that are independent given everything outside: a context manager.
 
@@ -179,10 +201,10 @@ class plate(Messenger):
         _require_name("plate", name)
         rows = size if subsample_size is None else subsample_size
         for label, number in (("size", size), ("subsample_size", rows)):
-            if isinstance(number, bool) or not hasattr(number, "__index__"):
+            if isinstance(number, bool) or not _is_integer(number):
                 raise TypeError(
                     f"plate {name!r}: {label} must be a Python integer, since shapes depend on it; "
-                    f"got {number!r}. An array's shape[0] is one."
+                    f"got {number!r}. An array's shape[0] is one, and gx.static(n) passes one on."
                 )
         if not 1 <= rows <= size:
             raise ValueError(
@@ -222,7 +244,7 @@ class plate(Messenger):
         send(msg)
         self._takes_rows = msg.value is not everything or everything is None
         if msg.value is None:
-            key = msg.key if msg.key is not None else prng_key()
+            key = msg.key if msg.key is not None else required_key(msg)
             msg.value = draw_rows(key, self.size, self._rows)
         taken = {p.dim for p in msg.plates}
         dim = self.dim

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 from typing import Any
 
 import equinox as eqx
@@ -55,7 +56,13 @@ def probe(model: AbstractModel, batch: Batch, key: Key) -> Structure:
 
 
 def _probe(model: AbstractModel, batch: Batch, key: Key) -> Structure:
-    trace = model.run(batch, key, at_zero, {})
+    asked: set[str] = set()
+
+    def choose(site: Site) -> Array | None:
+        asked.add(site.name)
+        return at_zero(site)
+
+    trace = model.run(batch, key, choose, {})
     latents = trace.of("latent").values()
     specs = tuple(latent_spec(s) for s in latents if s.has_bijection)
     reads = _reads(model, batch, key, trace, specs)
@@ -66,7 +73,7 @@ def _probe(model: AbstractModel, batch: Batch, key: Key) -> Structure:
         plates=tuple(trace.plates.values()),
         params=tuple(trace.of("param")),
         deterministic=tuple(trace.of("deterministic")),
-        obstacles=tuple((s.name, str(s.bijection)) for s in latents if not s.has_bijection),
+        obstacles=tuple(_obstacles(trace, asked)),
         padded=tuple(s.name for s in latents if s.is_padded),
         needs_arguments=frozenset(needs),
         coupled=frozenset(s.name for s in specs if _reads_another(s.name, reads[s.name])),
@@ -75,6 +82,19 @@ def _probe(model: AbstractModel, batch: Batch, key: Key) -> Structure:
     )
     holds_rows = any(s.plates for s in specs)
     return dataclasses.replace(structure, local_shapes=batch.shapes if holds_rows else None)
+
+
+def _obstacles(trace: Trace, asked: set[str]) -> Iterator[tuple[str, str]]:
+    """Yield the latents that no guide can draw, and why."""
+    for site in trace.of("latent").values():
+        if not site.has_bijection:
+            yield site.name, str(site.bijection)
+        elif site.name not in asked:
+            yield (
+                site.name,
+                "a handler (substitute or replay) gives its value, so a guide cannot draw it. Make an "
+                "observation of it: gx.handlers.condition.",
+            )
 
 
 def latent_spec(site: Site) -> LatentSpec:

@@ -184,8 +184,7 @@ def _batch_concat(d: Any) -> Constraint:
         if not any(map(_is_array, bounds)) and len(set(bounds)) == 1:
             return bounds[0]
         full = [_broadcast_bound(*each) for each in zip(bounds, supports, parts, strict=True)]
-        axis = d._axis if d._axis >= 0 else d._axis - supports[0].bound_event_ndims
-        return jnp.concatenate(full, axis=axis)
+        return jnp.concatenate(full, axis=d._axis)  # TFP refuses negative ones
 
     return supports[0].zip_bounds(join, supports[1:])
 

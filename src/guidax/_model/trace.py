@@ -177,7 +177,7 @@ class Structure:
         plates: All plates.
         params: Names of the `param` sites.
         deterministic: Names of the deterministic sites.
-        obstacles: For each latent without a bijection, its name and why.
+        obstacles: For each latent that no guide can draw, its name and why.
         padded: Names of the latents that an array masks.
         needs_arguments: Latents and deterministic sites whose value reads the arguments.
         coupled: Latents whose support reads other latents.
