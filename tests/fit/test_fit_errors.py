@@ -134,6 +134,15 @@ def test_a_gradient_that_is_not_finite():
     assert float(error.result.guide.family.loc["a"]) > 2.5
 
 
+def test_an_optimizer_that_hides_a_bad_gradient():
+    """The run stops all the same: what such a fit came to would mean nothing."""
+    guide = build(model_of(no_gradient))
+    blind = optax.chain(optax.zero_nans(), optax.sgd(0.02))
+    with pytest.raises(gx.NonFiniteError, match="or in its gradient") as caught:
+        gx.fit(jax.random.key(0), guide, FAR, steps=100, optimizer=blind, progress=False)
+    assert float(caught.value.result.guide.family.loc["a"]) > 2.5
+
+
 def test_a_gradient_of_a_param_that_is_not_finite():
     guide = build(model_of(no_gradient_of_w, w=3.0))
     with pytest.raises(gx.NonFiniteError, match=r"\['y'\], or in its gradient") as caught:

@@ -109,8 +109,26 @@ def test_the_key_and_the_objective_count(key):
 
     assert identical(run(key).losses, run(key).losses)
     assert not np.any(run(key).losses == run(jax.random.key(1)).losses)
-    assert len(set(run(key).losses.tolist())) == 3  # each step has noise of its own
     assert not np.any(run(key).losses == run(key, objective=gx.ELBO(2)).losses)
+
+
+def test_each_step_has_noise_of_its_own(key):
+    guide = gx.AutoNormal(ConjugateNormal.model, DATA, key=key)
+    idle = optax.set_to_zero()
+    first = gx.fit(key, guide, DATA, steps=5, optimizer=idle, progress=False)
+    second = first.resume(DATA, steps=5, progress=False)
+    assert identical(second.guide, guide)
+    losses = [*first.losses.tolist(), *second.losses.tolist()]
+    assert len(set(losses)) == 10
+
+
+def test_old_keys_are_keys_too(key):
+    guide = gx.AutoNormal(ConjugateNormal.model, DATA, key=key)
+    old, new = (
+        gx.fit(k, guide, DATA, steps=5, optimizer=optax.sgd, progress=False)
+        for k in (jax.random.PRNGKey(0), jax.random.key(0))
+    )
+    assert identical(old.losses, new.losses)
 
 
 # --- optimizers --------------------------------------------------------------------------------
@@ -270,6 +288,10 @@ def test_jit_over_the_rate_alone():
     assert not jitted.state.run.rate.weak_type  # as the argument of the jit is
     closed = jax.jit(lambda: fitted(learning_rate=0.2))()
     assert distance(closed.guide, plain.guide) < 1e-5
+    # A result goes into a jit as well.
+    more = jax.jit(lambda result: result.resume(DATA, steps=5))(plain)
+    expected = plain.resume(DATA, steps=5, progress=False)
+    assert distance(moving(more), moving(expected)) < 1e-5 and more.losses.shape == (5,)
 
 
 @pytest.fixture(scope="module")

@@ -92,7 +92,14 @@ def test_a_bar_is_closed_after_an_error(guide, capsys):
     with pytest.raises(gx.NonFiniteError):
         gx.fit(jax.random.key(0), guide, DATA * jnp.nan, steps=50, progress=True)
     assert "0/50" in capsys.readouterr().err
-    assert not list(tqdm._instances)
+
+    def unreadable(step):
+        raise OSError("no such file")
+
+    with pytest.raises(OSError, match="no such file") as caught:
+        gx.fit(jax.random.key(0), guide, batches=unreadable, steps=50, progress=True)
+    assert not list(tqdm._instances)  # though the traceback still holds it
+    assert caught.tb is not None
 
 
 # --- the pace ----------------------------------------------------------------------------------
@@ -122,18 +129,19 @@ def walk(clock, pace, seconds_per_step, looks):
 
 
 def test_the_pace_looks_ten_times_a_second(clock):
-    taken = walk(clock, Pace(), 1e-4, 6)
+    taken = walk(clock, Pace(10**6), 1e-4, 6)
     assert taken[0] == 1
     assert all(999 <= n <= 1001 for n in taken[3:])  # 0.1 s at 0.1 ms
 
 
 def test_the_pace_grows_thirtyfold_at_most(clock):
-    taken = walk(clock, Pace(), 1e-9, 5)
+    taken = walk(clock, Pace(10**6), 1e-9, 5)
     assert taken == [1, 30, 900, 27_000, 810_000]
+    assert walk(clock, Pace(1000), 1e-9, 4) == [1, 30, 900, 1000]
 
 
 def test_a_slow_first_step_does_not_fix_the_pace(clock):
-    pace = Pace()
+    pace = Pace(10**6)
     clock.now += 20.0  # compilation
     pace.look()
     assert pace.steps == 1
@@ -141,14 +149,14 @@ def test_a_slow_first_step_does_not_fix_the_pace(clock):
 
 
 def test_the_pace_slows_down_too(clock):
-    pace = Pace()
+    pace = Pace(10**6)
     walk(clock, pace, 1e-4, 6)
     assert walk(clock, pace, 1e-2, 3)[-1] in (9, 10, 11)
     assert walk(clock, pace, 5.0, 3)[-1] == 1  # never less than one
 
 
 def test_a_clock_that_stands_still_does_no_harm(clock):
-    pace = Pace()
+    pace = Pace(10**6)
     for looks in range(1, 5):
         pace.look()
         assert pace.steps == 30**looks

@@ -10,7 +10,6 @@ import numpy as np
 import numpyro
 import numpyro.distributions as dist
 import pytest
-from assertions import perturbed
 from numpyro import handlers
 from numpyro.contrib.control_flow import scan
 from numpyro.distributions import constraints
@@ -20,6 +19,7 @@ from numpyro.infer.reparam import LocScaleReparam
 from numpyro.infer.util import log_density
 
 import guidax as gx
+from assertions import perturbed
 
 RNG = np.random.default_rng(0)
 Y4, Y12 = RNG.normal(size=4), RNG.normal(size=12).cumsum()

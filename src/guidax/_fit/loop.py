@@ -95,10 +95,10 @@ def _on_host(
     moving: Moving, run: Run, source: AbstractSource, steps: int, progress: Progress
 ) -> Outcome:
     losses: list[np.ndarray] = []
-    done, pace = 0, Pace()
+    done, pace = 0, Pace(CAPACITY)
     with Report(progress is None or progress, steps) as report:
         while done < steps:
-            asked = min(pace.steps, steps - done, CAPACITY)
+            asked = min(pace.steps, steps - done)
             moving, taken = source.stride(moving, run, asked)
             pace.look()
             bad = int(moving.first_bad_step)

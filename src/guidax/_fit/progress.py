@@ -16,10 +16,14 @@ _GROWTH = 30  # so that the first look, which compiles, does not fix the pace
 
 
 class Pace:
-    """How many steps to take before the next look, by the clock."""
+    """How many steps to take before the next look, by the clock.
 
-    def __init__(self) -> None:
-        self._n = 1
+    Args:
+        most: The most steps between looks.
+    """
+
+    def __init__(self, most: int):
+        self._n, self._most = 1, most
         self._since = time.perf_counter()
 
     @property
@@ -31,7 +35,7 @@ class Pace:
         """Note that they are taken."""
         now = time.perf_counter()
         wanted = self._n * _INTERVAL / max(now - self._since, 1e-6)
-        self._n = max(1, int(min(wanted, self._n * _GROWTH)))
+        self._n = max(1, int(min(wanted, self._n * _GROWTH, self._most)))
         self._since = now
 
 

@@ -92,8 +92,8 @@ def _obstacles(trace: Trace, asked: set[str]) -> Iterator[tuple[str, str]]:
         elif site.name not in asked:
             yield (
                 site.name,
-                "a handler (substitute or replay) gives its value, so a guide cannot draw it. Make an "
-                "observation of it: gx.handlers.condition.",
+                "a handler (substitute or replay) gives its value, so a guide cannot draw it. Make "
+                "an observation of it: gx.handlers.condition.",
             )
 
 
