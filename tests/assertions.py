@@ -12,6 +12,11 @@ import pytest
 from jaxtyping import TypeCheckError
 
 
+def case_id(x):
+    """Name a case without addresses, which differ from process to process."""
+    return re.sub(r" at 0x[0-9a-f]+", "", str(x))
+
+
 def distance(a, b):
     """Return the largest difference of two pytrees of one structure."""
     assert jax.tree.structure(a) == jax.tree.structure(b)

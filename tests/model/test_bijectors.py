@@ -15,6 +15,7 @@ from numpyro.distributions.transforms import biject_to as numpyro_biject_to
 from tensorflow_probability.substrates.jax import bijectors as tfb
 
 import guidax as gx
+from assertions import case_id
 from guidax import constraints as C
 from guidax._model.bijectors import monotonicity
 
@@ -320,7 +321,7 @@ def test_event_axes(name):
         (C.interval(np.full(1, 1.5, "float32"), INF), 1.5, -1),
         (C.interval(-INF, np.full(1, 1.5, "float32")), 1.5, 1),
     ],
-    ids=str,
+    ids=case_id,
 )
 def test_inverse_is_finite_at_the_edge(constraint, edge, sign):
     x = gx.biject_to(constraint).inverse(jnp.asarray(edge, float))
@@ -347,7 +348,7 @@ def test_inverse_is_finite_at_the_corners_of_a_simplex_and_of_a_ball():
         (C.interval(1.5, INF), 1.0),
         (C.interval(-INF, 1.5), 2.0),
     ],
-    ids=str,
+    ids=case_id,
 )
 def test_inverse_is_nan_outside(constraint, outside):
     assert bool(jnp.isnan(gx.biject_to(constraint).inverse(jnp.asarray(outside, float))).all())
@@ -360,7 +361,9 @@ def test_inverse_is_nan_for_matrices_and_vectors_outside():
     assert bool(jnp.isnan(indefinite).any())
 
 
-@pytest.mark.parametrize("constraint", [C.lower_cholesky, C.corr_cholesky, C.corr_matrix], ids=str)
+@pytest.mark.parametrize(
+    "constraint", [C.lower_cholesky, C.corr_cholesky, C.corr_matrix], ids=case_id
+)
 def test_lengths_that_fill_no_triangle_are_refused(constraint):
     with pytest.raises(ValueError, match="a vector of length 4 fills the .*lower triangle of no"):
         gx.biject_to(constraint).forward(jnp.zeros(4))
@@ -462,7 +465,7 @@ def test_gradients_reach_the_ends():
         (C.independent(C.circular, 1), "circular"),
         (C.transformed(C.circular, distrax.Tanh()), "circular"),
     ],
-    ids=str,
+    ids=case_id,
 )
 def test_topologies_without_a_map(constraint, message):
     with pytest.raises(ValueError, match=message):
@@ -648,7 +651,7 @@ VECTOR = np.array([-INF, 0.0], "float32")
         (C.transformed(C.positive, tfb.Square()), 0),
         (C.transformed(C.simplex, tfb.Exp()), 0),
     ],
-    ids=str,
+    ids=case_id,
 )
 def test_monotonicity(constraint, expected):
     assert monotonicity(gx.biject_to(constraint)) == expected
