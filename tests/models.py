@@ -132,3 +132,37 @@ class Hierarchy:
     def takes_batch(cls, y):
         """Use all rows of a shorter array."""
         cls._sites(y, 6, y.shape[0], lambda y: y)
+
+
+class Oracle:
+    """Targets of known evidence in one model: independent parts, so that evidences multiply.
+
+    A support that reads a latent (`y ~ U(0, x)`), a simplex, a normal cut off above, a spiked
+    normal `N(0, I + 50 u u')` (all priors: evidence 1), and an observed linear Gaussian chain.
+    """
+
+    y = np.array([0.3, 1.4, 2.0, 0.9])
+    decay, drift, noise = 0.9, 1.0, 0.5
+
+    @classmethod
+    def model(cls, y):
+        """The model."""
+        triangle()
+        gx.sample("p", tfd.Dirichlet(3.0 * jnp.ones(3)))
+        gx.sample("t", tfd.TruncatedNormal(jnp.zeros(()), 1.0, -10.0, 0.5))
+        u = np.full(3, 3**-0.5)
+        tril = jnp.asarray(np.linalg.cholesky(np.eye(3) + 50 * np.outer(u, u)), float)
+        gx.sample("s", distrax.MultivariateNormalTri(jnp.zeros(3), tril))
+        state = jnp.zeros(())
+        for i in range(4):
+            state = gx.sample(f"x{i}", distrax.Normal(cls.decay * state, cls.drift))
+            gx.sample(f"y{i}", distrax.Normal(state, cls.noise), obs=y[i])
+
+    @classmethod
+    def log_evidence(cls):
+        """Return the log density of the chain's observations."""
+        step = np.eye(4) - cls.decay * np.eye(4, k=-1)
+        states = cls.drift**2 * np.linalg.inv(step.T @ step)
+        covariance = states + cls.noise**2 * np.eye(4)
+        _, log_det = np.linalg.slogdet(2 * np.pi * covariance)
+        return -0.5 * (cls.y @ np.linalg.solve(covariance, cls.y) + log_det)

@@ -7,8 +7,8 @@ import pytest
 
 import guidax as gx
 from assertions import distance
-from models import ConjugateNormal, regression, regression_data, triangle
-from registry import every_distribution, every_guide
+from models import ConjugateNormal, Oracle, regression, regression_data, triangle
+from registry import every_distribution, every_guide, fitted_as_distribution
 
 X, y = regression_data()
 SITES = {"tau": (), "beta": (3,), "norm": (), "eta": (40,)}
@@ -212,18 +212,28 @@ def test_conjugate_normal(entry, key):
     assert evidence - 0.01 - 5 * error < elbo.mean() < evidence + 5 * error
 
 
-@every_distribution
-@pytest.mark.parametrize("objective", [gx.ELBO(), gx.MeanFieldELBO()], ids=["ELBO", "mean field"])
-def test_bounds_stay_below_the_evidence(entry, objective, key):
-    """At a start, halfway, and far away; the evidence is known."""
-    data = jnp.asarray(ConjugateNormal.y, float)
-    cases = [
-        (ConjugateNormal.model, (data,), ConjugateNormal.log_evidence()),
-        (triangle, (), 0.0),
-    ]
-    for model, args, evidence in cases:
-        guide = entry.make(model, *args, key=key)
-        for each in (guide, gx.fit(key, guide, *args, steps=200, progress=False).guide):
-            one = jax.jit(jax.vmap(lambda k, g=each, a=args: -objective(g, k, *a)))
-            elbos = np.asarray(one(jax.random.split(key, 20_000)))
-            assert elbos.mean() < evidence + 5 * elbos.std() / 20_000**0.5
+@pytest.mark.parametrize(
+    "entry",
+    [
+        pytest.param(e, id=name, marks=() if name == "AutoNormal" else pytest.mark.slow)
+        for name, e in fitted_as_distribution.items()
+    ],
+)
+def test_bounds_stay_below_the_evidence(entry, key):
+    """At a start, and after some steps, for both objectives; the evidence is known."""
+    data = jnp.asarray(Oracle.y, float)
+    evidence = Oracle.log_evidence()
+    guide = entry.make(Oracle.model, data, key=key)
+    keys = jax.random.split(key, 4_000)
+
+    @jax.jit
+    def elbos(guide):
+        objectives = (gx.ELBO(), gx.MeanFieldELBO())
+        return [-jax.vmap(lambda k, o=o: o(guide, k, data))(keys) for o in objectives]
+
+    fitted = gx.fit(key, guide, data, steps=300, progress=False).guide
+    after = elbos(fitted)
+    for found in (*elbos(guide), *after):
+        assert float(found.mean()) < evidence + 5 * float(found.std()) / 4_000**0.5
+    # Mean field misses 1.46 nats of the spike; none misses more than a few in all.
+    assert float(after[0].mean()) > evidence - 8
