@@ -152,3 +152,10 @@ def benchmarks(session: nox.Session) -> None:
     """The timings that the documentation quotes; options go to the script."""
     session.install(".", *group("benchmarks"))
     session.run("python", "benchmarks/first_fit.py", *session.posargs)
+
+
+@nox.session
+def posteriordb(session: nox.Session) -> None:
+    """Guides on nine posteriors of posteriordb: `nox -s posteriordb -- FOLDER`."""
+    session.install(".", *group("benchmarks"))
+    session.run("python", "benchmarks/posteriordb.py", *session.posargs)
