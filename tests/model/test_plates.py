@@ -244,3 +244,35 @@ def test_log_joint_counts_every_row(key):
         )
         np.testing.assert_allclose(gx.log_joint(guide.model, draws, y)[i], expected, rtol=1e-5)
     np.testing.assert_allclose(guide.log_prob(draws, y), log_q, rtol=1e-5)
+
+
+def test_rows_of_a_plate_that_is_written_with_its_full_size(key):
+    """`Batch.at` fixes how many rows a plate holds, whatever the plate says."""
+
+    def local(y):
+        with gx.plate("data", 6):
+            z = gx.sample("z", distrax.Normal(jnp.zeros(()), 1.0))
+            gx.sample("y", distrax.Normal(z, 0.5), obs=y)
+
+    def only_global(y):
+        z = gx.sample("z", distrax.Normal(jnp.zeros(()), 1.0))
+        with gx.plate("data", 6):
+            gx.sample("y", distrax.Normal(z, 0.5), obs=y)
+
+    y = jnp.asarray(Hierarchy.y, float)
+    rows = jnp.array([4, 1])
+    batch = gx.Batch(y[rows]).at(data=rows)
+    for model in (local, only_global):
+        guide = gx.AutoNormal(model, batch, key=key)
+        whole = gx.AutoNormal(model, y, key=key)
+        loss = jax.jit(lambda g, r, y: gx.ELBO()(g, key, gx.Batch(y).at(data=r)))
+        found = [
+            loss(whole, jnp.array(c), y[jnp.array(c)]) for c in itertools.combinations(range(6), 2)
+        ]
+        full = loss(whole, jnp.arange(6), y)
+        np.testing.assert_allclose(np.mean(found), full, rtol=1e-5)
+        assert jnp.isfinite(loss(guide, rows, y[rows]))
+        result = gx.fit(key, guide, steps=3, batches=[batch] * 3, progress=False)
+        assert bool(jnp.all(jnp.isfinite(result.losses)))
+        assert guide.param_values(batch) == {}
+    assert guide.sample_posterior(key, batch)["z"].shape == ()

@@ -141,8 +141,8 @@ class NonFiniteError(FloatingPointError):
             where = "in the update: the learning rate may be too large"
         super().__init__(
             f"not finite at step {self.step} (loss {loss:.6g}), {where}. The guide as it was "
-            "before that step is in the error's .result.guide. Try a smaller learning_rate, "
-            "another start (init_loc_fn), or look at what those sites compute at extreme values."
+            "before that step is in the error's .result.guide. Try another start (init_loc_fn) "
+            "or a smaller learning_rate, and look at what those sites compute at extreme values."
         )
 
 

@@ -141,7 +141,7 @@ def _log_prob(guide: AutoGuide, latents: dict[str, Array], batch: Batch) -> Floa
 def param_values(guide: AutoGuide, batch: Batch) -> dict[str, Any]:
     """Return the constrained values of the `param` sites of model and family."""
     key = random.key(0)
-    trace = guide.model.run(batch.without_rows(), key, at_zero, {})
+    trace = guide.model.run(batch, key, at_zero, dict(batch.rows))
     values = {name: site.value for name, site in trace.of("param").items()}
     if not guide.family.has_params:
         return values

@@ -88,5 +88,5 @@ def program(fn: Any, given: bool = False) -> ProgramPart:
 def _initial_params(
     program: AbstractModel, batch: Batch, key: Key, names: tuple[str, ...]
 ) -> dict[str, Any]:
-    params = initial_params(program, batch.without_rows(), key, names, {})
+    params = initial_params(program, batch, key, names, dict(batch.rows))
     return jax.tree.map(strong, params)

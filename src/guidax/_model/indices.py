@@ -78,8 +78,13 @@ def drawable_plates(
     """Return which of the plates the model takes rows of by itself, on values that are known."""
     if not plates:
         return ()
-    with jax.ensure_compile_time_eval():  # under a jit of the user's, the data are still known
-        flags = equivariant_plates(model, batch.without_rows(), random.key(0), plates)
+    try:
+        with jax.ensure_compile_time_eval():  # under a jit of the user's, the data are still known
+            flags = equivariant_plates(model, batch.without_rows(), random.key(0), plates)
+    except ValueError:
+        if not batch.rows:
+            raise
+        return ()  # the data are no more than the rows that `at` names
     return tuple(p.name for p, flag in zip(plates, np.asarray(flags), strict=True) if flag)
 
 

@@ -91,5 +91,5 @@ def over_points(
 
 @jax.jit
 def _ranks(model: AbstractModel, batch: Batch) -> dict[str, Array]:
-    trace = model.run(batch, random.key(0), at_zero, {})
+    trace = model.run(batch, random.key(0), at_zero, dict(batch.rows))
     return {name: site.value for name, site in trace.of("latent").items()}

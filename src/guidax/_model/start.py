@@ -121,7 +121,7 @@ def _require_continuous(model: AbstractModel, structure: Structure) -> None:
 @jax.jit
 def _search(model: AbstractModel, batch: Batch, key: Key, strategy: Any) -> _Found:
     plain = batch.without_rows()
-    structure = probe(model, plain, key)
+    structure = probe(model, batch, key)
     indices = _rows_of_start(structure, batch)
     params = initial_params(model, plain, key, structure.params, indices)
     model = model.with_params(params)
@@ -157,12 +157,10 @@ def _search(model: AbstractModel, batch: Batch, key: Key, strategy: Any) -> _Fou
 
 
 def _rows_of_start(structure: Structure, batch: Batch) -> Indices:
-    """All rows of plates with latents where the model can hold them, else those of the batch."""
-    found = {}
+    """Those of the batch, else all rows of plates with latents where the model can hold them."""
+    found = dict(batch.rows)
     for p in structure.local_plates:
-        if p.name in batch.rows:
-            found[p.name] = batch.rows[p.name]
-        elif p.rows < p.size and p.name in batch.admitted:
+        if p.name not in found and p.rows < p.size and p.name in batch.admitted:
             found[p.name] = jnp.arange(p.size)
     return found
 

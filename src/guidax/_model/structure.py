@@ -14,7 +14,7 @@ from .._types import Key
 from .batch import Batch
 from .dependencies import Reads, dependencies
 from .model import AbstractModel, at_zero
-from .trace import LatentSpec, Site, Structure, Trace
+from .trace import Indices, LatentSpec, Site, Structure, Trace
 
 _NEEDS_PYTHON = (
     jax.errors.ConcretizationTypeError,
@@ -35,7 +35,7 @@ def describe(model: AbstractModel, batch: Batch, key: Key) -> Structure:
     Raises:
         TypeError: If the model uses the value of a traced argument in Python.
     """
-    return jax.eval_shape(_describe, model, batch.without_rows(), key).value
+    return jax.eval_shape(_describe, model, batch.admit(()), key).value
 
 
 @jax.jit
@@ -44,9 +44,18 @@ def _describe(model: AbstractModel, batch: Batch, key: Key) -> _StaticOutput:
 
 
 def probe(model: AbstractModel, batch: Batch, key: Key) -> Structure:
-    """Return the structure of a model inside a trace; see `describe`."""
+    """Return the structure of a model inside a trace; see `describe`.
+
+    Where the arguments hold some rows of a plate that is written with its full size, the model runs
+    only with the row numbers that `Batch.at` gives.
+    """
     try:
-        return _probe(model, batch, key)
+        try:
+            return _probe(model, batch.without_rows(), key, {})
+        except ValueError:
+            if not batch.rows:
+                raise
+            return _probe(model, batch.without_rows(), key, dict(batch.rows))
     except _NEEDS_PYTHON as error:
         raise TypeError(
             f"the model {model.name} uses the value of an array or float argument in Python (a "
@@ -55,17 +64,17 @@ def probe(model: AbstractModel, batch: Batch, key: Key) -> Structure:
         ) from error
 
 
-def _probe(model: AbstractModel, batch: Batch, key: Key) -> Structure:
+def _probe(model: AbstractModel, batch: Batch, key: Key, rows: Indices) -> Structure:
     asked: set[str] = set()
 
     def choose(site: Site) -> Array | None:
         asked.add(site.name)
         return at_zero(site)
 
-    trace = model.run(batch, key, choose, {})
+    trace = model.run(batch, key, choose, rows)
     latents = trace.of("latent").values()
     specs = tuple(latent_spec(s) for s in latents if s.has_bijection)
-    reads = _reads(model, batch, key, trace, specs)
+    reads = _reads(model, batch, key, trace, specs, rows)
     recorded = {s.name for s in specs} | trace.of("deterministic").keys()
     needs = (n for n in recorded if any(r.startswith("['arguments']") for r in reads[n]))
     structure = Structure(
@@ -113,7 +122,12 @@ def _reads_another(name: str, reads: Reads) -> bool:
 
 
 def _reads(
-    model: AbstractModel, batch: Batch, key: Key, trace: Trace, specs: tuple[LatentSpec, ...]
+    model: AbstractModel,
+    batch: Batch,
+    key: Key,
+    trace: Trace,
+    specs: tuple[LatentSpec, ...],
+    rows: Indices,
 ) -> dict[str, Reads]:
     """For each latent and deterministic site: which arguments and latents its value reads."""
 
@@ -124,7 +138,7 @@ def _reads(
             return site.bijection.forward(u[site.name]) if site.name in u else None
 
         again = batch.with_arrays(inputs["arguments"])
-        sites = model.run(again, key, choose, {}).sites.values()
+        sites = model.run(again, key, choose, rows).sites.values()
         return {s.name: s.value for s in sites if s.kind in ("latent", "deterministic")}
 
     latents = {s.name: trace.sites[s.name].zeros() for s in specs}

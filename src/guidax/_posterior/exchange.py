@@ -231,5 +231,5 @@ def _unconstrained(guide: AutoGuide, batch: Batch, x: dict[str, Array]) -> dict[
 
 @jax.jit
 def _unconstrained_params(guide: AutoGuide, batch: Batch, values: dict[str, Any]) -> dict[str, Any]:
-    sites = guide.model.run(batch.without_rows(), random.key(0), at_zero, {}).sites
+    sites = guide.model.run(batch, random.key(0), at_zero, dict(batch.rows)).sites
     return {name: sites[name].bijection.inverse(x) for name, x in values.items()}
