@@ -65,7 +65,7 @@ def test_an_unbounded_density_is_reported(key):
 
     y = jnp.float32(0.0)
     guide = gx.AutoDelta(model, y, key=key)
-    with pytest.raises(gx.NonFiniteError, match="'s'") as caught:
+    with pytest.raises(gx.NonFiniteError, match="'y'") as caught:
         gx.fit(key, guide, y, steps=2000, progress=False)
     assert float(caught.value.result.guide.median(y)["s"]) < 1e-30
 
