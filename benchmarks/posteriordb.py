@@ -417,6 +417,15 @@ def about(options):
     }
 
 
+def write(options, comparisons, gaps):
+    """Write all rows so far: a run that is cut off keeps what it has."""
+    if options.json:
+        figures = {"errors": comparisons, "gaps": gaps}
+        with open(options.json, "w", encoding="utf-8") as file:
+            json.dump(about(options) | figures, file, indent=1)
+            file.write("\n")
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("folder", type=Path, help="a folder for each posterior: see the README")
@@ -430,27 +439,23 @@ def main():
     }
 
     start = time.perf_counter()
+    comparisons, gaps = [], []
     print_comparison_header()
-    comparisons = []
     for name, (data, reference) in problems.items():
         for guide_name in GUIDES:
             comparisons.append(compare(name, guide_name, data, reference, options.steps))
             print_comparison(comparisons[-1])
+            write(options, comparisons, gaps)
     print_verdicts(comparisons)
     print()
     print_gaps_header()
-    gaps = []
     for family in FAMILIES:
         for name, (data, _) in problems.items():
             gaps.append(measure_gaps(name, family, data))
             print_gaps(gaps[-1])
+            write(options, comparisons, gaps)
     print_target(gaps)
     print(f"{(time.perf_counter() - start) / 60:.0f} minutes")
-    if options.json:
-        with open(options.json, "w", encoding="utf-8") as file:
-            figures = {"errors": comparisons, "gaps": gaps}
-            json.dump(about(options) | figures, file, indent=1)
-            file.write("\n")
 
 
 if __name__ == "__main__":
