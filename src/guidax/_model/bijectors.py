@@ -15,7 +15,7 @@ from .._numerics import is_traced
 from . import bijector_maps as maps
 from . import constraints as c
 from . import matrix_maps
-from .constraint_types import bijector_event_ndims
+from .compound_constraints import bijector_event_ndims
 
 
 @functools.singledispatch

@@ -9,13 +9,14 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array
 
+from .compound_constraints import Independent, Transformed
+from .compound_constraints import independent as independent
 from .constraint_types import (
     BoundFunction,
     Circular,
     Constraint,
     GreaterThan,
     GreaterThanEq,
-    Independent,
     Interval,
     LessThan,
     LessThanEq,
@@ -24,12 +25,10 @@ from .constraint_types import (
     Positive,
     Real,
     SoftplusPositive,
-    Transformed,
     UnitInterval,
     all_events,
     as_bound,
 )
-from .constraint_types import independent as independent
 
 
 def _eps(x: Array) -> float:

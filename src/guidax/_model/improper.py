@@ -8,7 +8,8 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from .constraint_types import Constraint, independent
+from .compound_constraints import independent
+from .constraint_types import Constraint
 
 
 class ImproperUniform:

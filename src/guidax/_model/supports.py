@@ -15,7 +15,8 @@ import jax
 import jax.numpy as jnp
 
 from . import constraints as c
-from .constraint_types import Constraint, Side, independent
+from .compound_constraints import independent
+from .constraint_types import Constraint, Side
 from .improper import ImproperUniform
 
 _LIBRARIES = ("distrax.", "tensorflow_probability.")
