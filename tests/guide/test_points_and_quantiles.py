@@ -67,7 +67,8 @@ def test_an_unbounded_density_is_reported(key):
     guide = gx.AutoDelta(model, y, key=key)
     with pytest.raises(gx.NonFiniteError, match="'y'") as caught:
         gx.fit(key, guide, y, steps=2000, progress=False)
-    assert float(caught.value.result.guide.median(y)["s"]) < 1e-30
+    # The gradient has `y^2 / s^3` in it: 0/0 once the square of s is below the smallest float.
+    assert float(caught.value.result.guide.median(y)["s"]) < 1e-18
 
 
 def test_quantiles_under_a_decreasing_bijector(key):
