@@ -107,7 +107,7 @@ def test_particles_average(kind, key):
     one = jax.vmap(lambda k: kind()(guide, k, X, y))(keys)
     many = jax.vmap(lambda k: kind(num_particles=16)(guide, k, X, y))(keys)
     ratio = float(jnp.var(one) / jnp.var(many))
-    assert 16 / 1.5 < ratio < 16 * 1.5
+    assert 16 / 2 < ratio < 16 * 2  # variances of long-tailed draws are uncertain
     gap = float(one.mean() - many.mean())
     assert abs(gap) < 5 * float(one.std()) / 1000**0.5
 
