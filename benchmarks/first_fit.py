@@ -242,8 +242,8 @@ def print_table(summaries):
         print(f"{label:24}{row}")
 
 
-def about():
-    """Return what a reader needs to compare these figures with others."""
+def environment():
+    """Return date, machine and versions, which a reader needs to compare figures."""
     import jax
 
     return {
@@ -253,6 +253,13 @@ def about():
         "cores": os.cpu_count(),
         "backend": jax.default_backend(),
         "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
+    }
+
+
+def about():
+    """Return what a reader needs to compare these figures with others."""
+    return {
+        **environment(),
         "problem": {
             "rows": ROWS,
             "features": FEATURES,

@@ -14,11 +14,7 @@ FOLDER is described in benchmarks/README.md.
 """
 
 import argparse
-import datetime
-import importlib.metadata
 import json
-import os
-import platform
 import time
 from pathlib import Path
 
@@ -28,6 +24,7 @@ import numpy as np
 import numpyro
 import optax
 import scipy.optimize
+from first_fit import environment
 from jax import random
 from numpyro.infer import SVI, Trace_ELBO, autoguide
 from numpyro.infer.util import initialize_model
@@ -54,8 +51,6 @@ RATES = [0.1, 1 / 3, 1.0, 3.0]  # times the guide's own
 POLISHING_RATE = 0.01
 ELBO_DRAWS, AT_ONCE = 20_000, 1_000
 TARGET = 2.0  # nats
-
-PACKAGES = ["guidax", "jax", "jaxlib", "equinox", "optax", "distrax", "numpyro"]
 
 
 def take(tree, index):
@@ -398,12 +393,7 @@ def print_target(rows):
 def about(options):
     """Return what a reader needs to compare these figures with others."""
     return {
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "python": platform.python_version(),
-        "processor": platform.machine(),
-        "cores": os.cpu_count(),
-        "backend": jax.default_backend(),
-        "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
+        **environment(),
         "settings": {
             "steps": options.steps,
             "particles": PARTICLES,

@@ -5,7 +5,6 @@ Handlers, distributions and supports are NumPyro's own; this reads its trace.
 
 from __future__ import annotations
 
-import inspect
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -24,11 +23,11 @@ from .._numerics import sum_trailing
 from .._types import Key
 from .batch import Batch
 from .messages import KeySource
-from .model import AbstractModel, Choose, SplitCallable
+from .model import AbstractCallableModel, Choose, SplitCallable
 from .trace import Bijection, Indices, Plate, Site, Trace
 
 
-class NumPyroModel(AbstractModel):
+class NumPyroModel(AbstractCallableModel):
     """A NumPyro program. See `guidax.from_numpyro`."""
 
     params: dict[str, Any]
@@ -37,22 +36,6 @@ class NumPyroModel(AbstractModel):
     def __init__(self, fn: Callable[..., Any]):
         self.params = {}
         self.fn = SplitCallable(fn)
-
-    @property
-    def arrays(self) -> Any:
-        """The floating arrays of the module, in the module's own shape."""
-        return self.fn.arrays
-
-    @property
-    def name(self) -> str:
-        return self.fn.name
-
-    @property
-    def has_module(self) -> bool:
-        return self.fn.has_arrays
-
-    def signature(self) -> inspect.Signature | None:
-        return self.fn.signature()
 
     def run(self, batch: Batch, key: Key, choose: Choose, indices: Indices) -> Trace:
         args, kwargs = batch.unpack()

@@ -12,13 +12,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import dtypes
-from jaxtyping import Array, PyTree
+from jaxtyping import Array
 
 from .._types import Key
 from . import constraints
 from .batch import Batch
 from .constraint_types import Constraint
-from .model import AbstractModel, Choose, SplitCallable
+from .model import AbstractCallableModel, AbstractModel, Choose, SplitCallable
 from .program import bijection_of
 from .static import Static
 from .trace import Indices, Site, Trace
@@ -52,7 +52,7 @@ def from_log_density(
     return LogDensity(log_density, example, supports)
 
 
-class LogDensity(AbstractModel):
+class LogDensity(AbstractCallableModel):
     """See `from_log_density`."""
 
     params: dict[str, Any]
@@ -80,21 +80,6 @@ class LogDensity(AbstractModel):
                 "keys."
             )
         self.supports = Static(_named_supports(supports, names))
-
-    @property
-    def arrays(self) -> PyTree:
-        """The floating arrays of the module, in the module's own shape."""
-        return self.fn.arrays
-
-    @property
-    def name(self) -> str:
-        """Return the function's name."""
-        return self.fn.name
-
-    @property
-    def has_module(self) -> bool:
-        """Whether a module's arrays are among the leaves."""
-        return self.fn.has_arrays
 
     def signature(self) -> inspect.Signature | None:
         """Return the function's signature without its first parameter."""

@@ -137,6 +137,31 @@ class SplitCallable(eqx.Module):
         return getattr(function, "__name__", None) or type(rest).__name__
 
 
+class AbstractCallableModel(AbstractModel):
+    """A model around a callable: what the adapters share."""
+
+    fn: eqx.AbstractVar[SplitCallable]
+
+    @property
+    def arrays(self) -> Any:
+        """The floating arrays of the module, in the module's own shape."""
+        return self.fn.arrays
+
+    @property
+    def name(self) -> str:
+        """The name of the function or class."""
+        return self.fn.name
+
+    @property
+    def has_module(self) -> bool:
+        """Whether a module's arrays are among the leaves."""
+        return self.fn.has_arrays
+
+    def signature(self) -> inspect.Signature | None:
+        """Return the callable's signature."""
+        return self.fn.signature()
+
+
 def _method_of(fn: Any) -> tuple[Callable[..., Any] | None, Any]:
     """Return a function and the module that is its first argument."""
     owner, function = getattr(fn, "__self__", None), getattr(fn, "__func__", None)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import inspect
 import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -21,14 +20,14 @@ from .constraints import real
 from .handlers import AbstractHandler
 from .improper import ImproperUniform
 from .messages import KeySource, Message, Messenger, broadcast_sample, isolated
-from .model import AbstractModel, Choose, SplitCallable, unblocked
+from .model import AbstractCallableModel, AbstractModel, Choose, SplitCallable, unblocked
 from .primitives import plate, starting_value
 from .rows import draw_rows
 from .supports import support
 from .trace import Bijection, Indices, Plate, Site, Trace
 
 
-class Program(AbstractModel):
+class Program(AbstractCallableModel):
     """A callable in the model language: a function, a partial, an `eqx.Module` or a bound method.
 
     Args:
@@ -41,25 +40,6 @@ class Program(AbstractModel):
     def __init__(self, fn: Callable[..., Any]):
         self.params = {}
         self.fn = SplitCallable(fn)
-
-    @property
-    def arrays(self) -> Any:
-        """The floating arrays of the module, in the module's own shape."""
-        return self.fn.arrays
-
-    @property
-    def name(self) -> str:
-        """Return the name of the function or class."""
-        return self.fn.name
-
-    @property
-    def has_module(self) -> bool:
-        """Whether a module's arrays are among the leaves."""
-        return self.fn.has_arrays
-
-    def signature(self) -> inspect.Signature | None:
-        """Return the callable's signature."""
-        return self.fn.signature()
 
     def run(self, batch: Batch, key: Key, choose: Choose, indices: Indices) -> Trace:
         """Run the callable under one handler that gives values and records sites."""
