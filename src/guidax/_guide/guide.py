@@ -313,6 +313,7 @@ class AutoContinuous(AutoGuide):
         admitted: tuple[str, ...] = (),
         create_plates: Callable[..., Any] | None = None,
     ):
+        # Written out for type checkers, which would else make one of the fields.
         super().__init__(model, family, structure, admitted, create_plates)
 
     def get_base_dist(self, /, *args: Any, **kwargs: Any) -> Any:
