@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import inspect
 from collections.abc import Callable, Iterator, Mapping
 from types import EllipsisType
 from typing import Any
@@ -18,17 +17,15 @@ from .._family.product import Product
 from .._model.batch import Batch, as_batch, options_of
 from .._model.model import Restricted
 from .._model.program import as_model
-from .._model.start import Start, find_start
-from .._model.strategies import as_strategy, by_site, init_to_uniform
+from .._model.start import find_start
+from .._model.strategies import by_site, init_to_uniform
 from .._model.structure import describe
-from .._model.target import Draw
 from .._types import Key
 from .guide import AutoContinuous, AutoGuide
 from .laplace import constrained_at, normal_at
-from .program import ProgramPart
+from .parts import Part, family_of, strategy_of
 
 Sites = str | tuple[str, ...] | EllipsisType
-Part = Callable[..., AutoGuide] | ProgramPart
 
 
 class AutoGuideList(AutoGuide):
@@ -73,13 +70,13 @@ class AutoGuideList(AutoGuide):
         structure = describe(model, batch, key)
         names = tuple(s.name for s in structure.latents)
         shares = [] if parts is None else _shares(parts, names)
-        strategy = _strategy([(own, _strategy_of(part)) for own, part in shares], names)
+        strategy = _strategy([(own, strategy_of(part)) for own, part in shares], names)
         draws_rows = create_plates is not None
         start = find_start(model, batch, key, strategy, draws_rows=draws_rows)
         families: list[AbstractFamily] = []
         keys = random.split(key, len(shares) + 1)
         for (own, part), k in zip(shares, keys[1:], strict=True):
-            families.append(_family(start, own, part, families, k))
+            families.append(family_of(start, own, part, families, k))
         family = Product(families)
         super().__init__(start.model, family, start.structure, start.admitted, create_plates)
 
@@ -222,43 +219,3 @@ def _strategy(wishes: list[tuple[tuple[str, ...], Any]], latents: tuple[str, ...
     strategies = (init_to_uniform(), *(wish for _, wish in wishes))
     part_of = {name: i + 1 for i, (names, _) in enumerate(wishes) for name in names}
     return by_site(strategies, tuple((name, part_of.get(name, 0)) for name in latents))
-
-
-def _strategy_of(part: Part) -> Any:
-    """Return the `init_loc_fn` that a constructor is called with, or its default."""
-    if isinstance(part, ProgramPart):
-        return init_to_uniform()
-    try:
-        default = inspect.signature(part).parameters["init_loc_fn"].default
-    except (KeyError, TypeError, ValueError):
-        default = init_to_uniform()
-    return as_strategy(default)
-
-
-def _family(
-    start: Start,
-    names: tuple[str, ...],
-    part: Part,
-    earlier: list[AbstractFamily],
-    key: Key,
-) -> AbstractFamily:
-    """Build the family of one part.
-
-    Raises:
-        TypeError: If the part builds no guide.
-    """
-    if isinstance(part, ProgramPart):
-        return part.family(start, names, _earlier_draw(start, earlier), key)
-    made = part(start.only(frozenset(names)), key=key) if callable(part) else None
-    if not isinstance(made, AutoGuide):
-        raise TypeError(
-            f"the part for {list(names)} is no guide: give a constructor such as gx.AutoNormal, a "
-            f"functools.partial of one, or gx.program(fn); got {part!r}."
-        )
-    return made.family
-
-
-def _earlier_draw(start: Start, earlier: list[AbstractFamily]) -> Draw:
-    """Return the starting values of earlier parts, in the rows that the batch holds."""
-    sites = [s for family in earlier for s in family.sites]
-    return Draw.of({s.name: s.take(start.location[s.name], start.rows) for s in sites})

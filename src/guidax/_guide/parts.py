@@ -1,0 +1,66 @@
+"""A guide for some of the latents, given as a constructor or a program: its family, its start."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from .._family.base import AbstractFamily
+from .._model.start import Start
+from .._model.strategies import as_strategy, init_to_feasible, init_to_uniform
+from .._model.target import Draw
+from .._types import Key
+from .guide import AutoGuide
+from .program import ProgramPart
+
+Part = Callable[..., AutoGuide] | ProgramPart
+
+
+def strategy_of(part: Part) -> Any:
+    """Return the `init_loc_fn` that a constructor is called with, or its default."""
+    if isinstance(part, ProgramPart):
+        return init_to_uniform()
+    try:
+        default = inspect.signature(part).parameters["init_loc_fn"].default
+    except (KeyError, TypeError, ValueError):
+        default = init_to_uniform()
+    # A guide that has no strategy of its own starts its rows at zero: gx.AutoSemiDAIS.
+    return init_to_feasible() if default is None else as_strategy(default)
+
+
+def family_of(
+    start: Start,
+    names: tuple[str, ...],
+    part: Part,
+    earlier: Sequence[AbstractFamily],
+    key: Key,
+) -> AbstractFamily:
+    """Build the family of a part.
+
+    Args:
+        start: The start of all parts.
+        names: The latents of this part.
+        part: A constructor or a program.
+        earlier: The families that draw before it.
+        key: For the constructor, or the starting values of a program's `param` sites.
+
+    Raises:
+        TypeError: If the part builds no guide.
+        ValueError: If a program draws other sites.
+    """
+    if isinstance(part, ProgramPart):
+        return part.family(start, names, earlier_draw(start, earlier), key)
+    made = part(start.only(frozenset(names)), key=key) if callable(part) else None
+    if not isinstance(made, AutoGuide):
+        raise TypeError(
+            f"the part for {list(names)} is no guide: give a constructor such as gx.AutoNormal, a "
+            f"functools.partial of one, or gx.program(fn); got {part!r}."
+        )
+    return made.family
+
+
+def earlier_draw(start: Start, earlier: Sequence[AbstractFamily]) -> Draw:
+    """Return the starting values of earlier parts, in the rows that the batch holds."""
+    sites = [s for family in earlier for s in family.sites]
+    return Draw.of({s.name: s.take(start.location[s.name], start.rows) for s in sites})
