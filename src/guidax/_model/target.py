@@ -205,19 +205,27 @@ def _value(site: Site, draw: Draw, *, forward: bool) -> Array | None:
     return value if draw.space_of(site.name) == "constrained" else site.bijection.forward(value)
 
 
-def _term(site: Site, draw: Draw) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    """Return `N/B sum(scale * log p + log|J|)`, masked, and its log-Jacobian."""
+def site_entries(site: Site, draw: Draw) -> tuple[Array, Array]:
+    """Return `scale * log p + log|J|`, masked, and `log|J|`, by entry of the batch, without N/B.
+
+    What is the same for every entry, zero, may come as one number.
+    """
     assert site.log_prob is not None
     log_det = jnp.zeros(())
     space = draw.space_of(site.name) if site.kind == "latent" else None
     if space == "unconstrained":
         log_det = site.bijection.log_det(draw.values[site.name], site.value)
     if site.mask is False:
-        total = log_det
-    else:
-        total = site.log_prob(_without_padding(site)) * site.scale + log_det
-        if site.mask is not None:
-            total = jnp.where(site.mask, total, _instead(site, draw, space))
+        return log_det, log_det
+    total = site.log_prob(_without_padding(site)) * site.scale + log_det
+    if site.mask is not None:
+        total = jnp.where(site.mask, total, _instead(site, draw, space))
+    return total, log_det
+
+
+def _term(site: Site, draw: Draw) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """Return `N/B sum(scale * log p + log|J|)`, masked, and its log-Jacobian."""
+    total, log_det = site_entries(site, draw)
     return site.plate_scale * jnp.sum(total), site.plate_scale * jnp.sum(log_det)
 
 
