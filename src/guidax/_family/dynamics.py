@@ -1,0 +1,200 @@
+"""The learned parameters of the moves of annealed importance sampling."""
+
+from __future__ import annotations
+
+import math
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, DTypeLike, Float, Int
+
+from .._numerics import inverse_softplus
+from .dais_kernel import Gradient, dais
+
+_SHARPNESS = 50.0  # of the corners of the step size's clip
+
+
+class Dynamics(eqx.Module):
+    """Step sizes, temperatures, damping, speed and gain of `dais`, from parameters without bounds.
+
+    Speed, gain and the temperatures' increments are softplus, and the temperatures the increments'
+    running sum over their total; the damping is logistic. The step size is a smooth clip, of slope
+    about one inside: a logistic map, flat near zero where step sizes start, hardly moves, and a
+    clip has no gradient beyond its bounds. Leading axes, if there are any, are those of rows that
+    have parameters of their own.
+
+    Attributes:
+        raw_speed: Speed of each coordinate.
+        raw_gain: Gain of each coordinate.
+        raw_increments: Increment of the temperature at each step.
+        raw_step_size: Step size of each step, in units of `eta_max`.
+        raw_damping: Share of a momentum that is kept from step to step.
+        eta_max: Bound of the step sizes.
+        max_kick: As of `dais`.
+        recompute: As of `dais`.
+    """
+
+    raw_speed: Float[Array, "*rows dim"]
+    raw_gain: Float[Array, "*rows dim"]
+    raw_increments: Float[Array, "*rows steps"]
+    raw_step_size: Float[Array, "*rows steps"]
+    raw_damping: Float[Array, "*rows"]
+    eta_max: float = eqx.field(static=True)
+    max_kick: float | None = eqx.field(static=True, default=None)
+    recompute: bool = eqx.field(static=True, default=False)
+
+    @classmethod
+    def start(
+        cls,
+        rows: tuple[int, ...],
+        dim: int,
+        dtype: DTypeLike,
+        *,
+        K: int,
+        eta_init: float,
+        eta_max: float,
+        gamma_init: float,
+        max_kick: float | None = None,
+        recompute: bool = False,
+    ) -> Dynamics:
+        """Return moves with speed and gain one and evenly spaced temperatures.
+
+        Args:
+            rows: Leading axes of rows that have parameters of their own.
+            dim: Coordinates of one row.
+            dtype: Of the parameters.
+            K: Number of steps.
+            eta_init: Starting step size.
+            eta_max: Bound of the step sizes.
+            gamma_init: Starting damping.
+            max_kick: As of `dais`.
+            recompute: As of `dais`.
+
+        Raises:
+            ValueError: If an option is out of range: see `check_options`.
+        """
+        check_options(K, eta_init, eta_max, gamma_init, max_kick)
+
+        def full(shape: tuple[int, ...], value: float) -> Array:
+            return jnp.asarray(np.full(rows + shape, value, dtype))  # by NumPy: nothing compiles
+
+        one = inverse_softplus(1.0)
+        return cls(
+            raw_speed=full((dim,), one),
+            raw_gain=full((dim,), one),
+            raw_increments=full((K,), one),
+            raw_step_size=full((K,), _inverse_soft_clip_of(eta_init / eta_max)),
+            raw_damping=full((), math.log(gamma_init / (1 - gamma_init))),
+            eta_max=float(eta_max),
+            max_kick=None if max_kick is None else float(max_kick),
+            recompute=recompute,
+        )
+
+    @property
+    def num_steps(self) -> int:
+        """K: how many steps, and how many arrays of noise `run` takes."""
+        return self.raw_step_size.shape[-1]
+
+    def values(self) -> dict[str, Array]:
+        """Return step sizes, temperatures, damping, speed and gain, as `dais` takes them.
+
+        Axes of rows come first, that of steps or coordinates last.
+        """
+        increments = jnp.cumsum(jax.nn.softplus(self.raw_increments), axis=-1)
+        return {
+            "step_size": self.eta_max * soft_clip(self.raw_step_size),
+            "temperatures": increments / increments[..., -1:],
+            "damping": jax.nn.sigmoid(self.raw_damping),
+            "speed": jax.nn.softplus(self.raw_speed),
+            "gain": jax.nn.softplus(self.raw_gain),
+        }
+
+    def at_rows(self, num_rows: int, rows: Int[Array, " _held"] | None) -> Dynamics:
+        """Return the parameters of some rows, each row's own or shared by all.
+
+        Args:
+            num_rows: How many rows.
+            rows: Their numbers; None for all, in order.
+        """
+        if not self.raw_damping.ndim:
+            return jax.tree.map(lambda x: jnp.broadcast_to(x, (num_rows, *x.shape)), self)
+        if rows is None:
+            return self
+        return jax.tree.map(lambda x: jnp.take(x, rows, axis=0), self)
+
+    def run(
+        self,
+        grad_log_target: Gradient,
+        grad_log_base: Gradient,
+        z: Float[Array, "*rows dim"],
+        noise: Float[Array, "steps *rows dim"],
+    ) -> tuple[Float[Array, "*rows dim"], Float[Array, "*rows"]]:
+        """Run `dais` with these parameters: returns the moved draws and the log factor."""
+        values = self.values()
+        return dais(
+            grad_log_target,
+            grad_log_base,
+            z,
+            noise,
+            jnp.moveaxis(values["step_size"], -1, 0),
+            values["speed"],
+            values["gain"],
+            values["damping"],
+            jnp.moveaxis(values["temperatures"], -1, 0),
+            max_kick=self.max_kick,
+            recompute=self.recompute,
+        )
+
+
+def check_options(
+    K: int, eta_init: float, eta_max: float, gamma_init: float, max_kick: float | None
+) -> None:
+    """Refuse options of the moves that are out of range.
+
+    Raises:
+        ValueError: If one is.
+    """
+    if not (isinstance(K, int) and K >= 1):
+        raise ValueError(f"K counts steps, so it is a positive integer; got {K!r}. Try 4.")
+    if not 0 < eta_max < float("inf"):
+        raise ValueError(
+            f"eta_max bounds the step sizes, so it is a positive number; got {eta_max!r}. Try 0.1."
+        )
+    if not 0 < eta_init < eta_max:
+        raise ValueError(
+            f"eta_init is a step size, so it lies between 0 and eta_max = {eta_max!r}, without "
+            f"them; got {eta_init!r}. Try a tenth of eta_max."
+        )
+    if not 0 < gamma_init < 1:
+        raise ValueError(
+            "gamma_init is the share of a momentum that is kept, so it lies between 0 and 1, "
+            f"without them; got {gamma_init!r}. Try 0.9."
+        )
+    if max_kick is not None and not 0 < max_kick < float("inf"):
+        raise ValueError(
+            f"max_kick bounds a change of momentum, so it is a positive number, or None for no "
+            f"bound; got {max_kick!r}. Try 5."
+        )
+
+
+def soft_clip(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """Map the line onto (0, 1), smoothly, with slope about one inside."""
+    low, high = jax.nn.softplus(_SHARPNESS * x), jax.nn.softplus(_SHARPNESS * (x - 1))
+    return (low - high) / _SHARPNESS
+
+
+def inverse_soft_clip(y: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """Return `x` with `soft_clip(x) = y`, for y in (0, 1).
+
+    With `c` the sharpness, `exp(c x) = (exp(c y) - 1) / (1 - exp(c (y - 1)))`.
+    """
+    ends = jnp.log(-jnp.expm1(-_SHARPNESS * y)) - jnp.log(-jnp.expm1(_SHARPNESS * (y - 1)))
+    return y + ends / _SHARPNESS
+
+
+def _inverse_soft_clip_of(y: float) -> float:
+    """The same on the host, where it compiles nothing."""
+    ends = math.log(-math.expm1(-_SHARPNESS * y)) - math.log(-math.expm1(_SHARPNESS * (y - 1)))
+    return y + ends / _SHARPNESS
