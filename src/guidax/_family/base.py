@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import abc
+from typing import Any
 
 import equinox as eqx
+import jax
+from jax import lax
 from jaxtyping import Array, Float
 
 from .._model.target import Block, Draw, Target
@@ -49,7 +52,7 @@ class AbstractFamily(eqx.Module):
         """Whether it has `param` sites of its own."""
         return False
 
-    def param_values(self, key: Key, target: Target) -> dict[str, Array]:
+    def param_values(self, key: Key, target: Target) -> dict[str, Any]:
         """Return the constrained values of its own `param` sites."""
         del key, target
         return {}
@@ -58,6 +61,19 @@ class AbstractFamily(eqx.Module):
         """Return log q at a draw, in the blocks and the space of `draw`; None: no density."""
         del draw, target
         return None
+
+    def path_draw(self, key: Key, target: Target) -> Draw | None:
+        """Draw, with log q that depends on the parameters through the draw alone.
+
+        What is left out of the gradient is the score, whose mean is zero (Roeder et al. 2017,
+        "Sticking the landing").
+
+        Returns:
+            The draw; None where the family has no density.
+        """
+        draw = self.draw(key, target)
+        log_q = jax.tree.map(lax.stop_gradient, self).log_q(draw, target)
+        return None if log_q is None else Draw(draw.values, draw.space, log_q)
 
     def entropy(self, target: Target) -> dict[Block, Array]:
         """Return minus the mean of log q, for those blocks where it is known in closed form."""

@@ -57,7 +57,7 @@ class Product(AbstractFamily):
         """Whether any part has."""
         return any(part.has_params for part in self.parts)
 
-    def param_values(self, key: Key, target: Target) -> dict[str, Array]:
+    def param_values(self, key: Key, target: Target) -> dict[str, Any]:
         """Return those of all parts.
 
         Raises:
@@ -90,6 +90,17 @@ class Product(AbstractFamily):
             found |= density
             given = given | own
         return found
+
+    def path_draw(self, key: Key, target: Target) -> Draw | None:
+        """Draw each part so, given the earlier ones, or None if one has no density."""
+        draw = NOTHING
+        keys = jax.random.split(key, max(len(self.parts), 1))  # as in `draw`
+        for part, k in zip(self.parts, keys, strict=False):
+            own = part.path_draw(k, target.condition(draw))
+            if own is None:
+                return None
+            draw = draw | own
+        return draw
 
     def entropy(self, target: Target) -> dict[Block, Array]:
         """Return the closed forms of the parts that have them; those read no earlier draws."""

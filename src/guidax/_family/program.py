@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array
@@ -38,7 +40,7 @@ class ProgramFamily(AbstractFamily):
         """Whether the program has `param` sites."""
         return bool(self.program.params)
 
-    def param_values(self, key: Key, target: Target) -> dict[str, Array]:
+    def param_values(self, key: Key, target: Target) -> dict[str, Any]:
         """Return the values of the program's `param` sites."""
         batch = program_batch(target, given=self.given)
         trace = self.program.run(batch, key, lambda site: None, target.indices)

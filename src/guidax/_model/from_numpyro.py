@@ -37,6 +37,11 @@ class NumPyroModel(AbstractCallableModel):
         self.params = {}
         self.fn = SplitCallable(fn)
 
+    @property
+    def has_module(self) -> bool:
+        """Whether arrays of a module, or a network that is a `param` site, are among the leaves."""
+        return self.fn.has_arrays or any(map(_is_network, self.params.values()))
+
     def run(self, batch: Batch, key: Key, choose: Choose, indices: Indices) -> Trace:
         args, kwargs = batch.unpack()
         values = _Values(key, choose, self.params, indices)
@@ -142,6 +147,12 @@ def _param_bijection(msg: dict[str, Any]) -> Bijection:
         return lambda tree: jax.tree.map(lambda x: function(_floating(x)), tree)
 
     return Bijection(over(transform), over(transform.inv), transform.log_abs_det_jacobian)
+
+
+def _is_network(value: Any) -> bool:
+    """Say whether the value of a `param` site is a pytree, with anything in it to train."""
+    leaves, treedef = jax.tree.flatten(value)
+    return bool(leaves) and not jax.tree_util.treedef_is_leaf(treedef)
 
 
 def _floating(x: Any) -> Array:

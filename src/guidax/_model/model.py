@@ -246,7 +246,7 @@ class Restricted(AbstractModel):
     @property
     def has_module(self) -> bool:
         """Whether the inner model has a module."""
-        return self.inner.has_module
+        return self.inner.with_params(self.params).has_module
 
     def plate_rows(self, create_plates: Callable[..., Any], batch: Batch, key: Key) -> Indices:
         """Return what the inner model's language makes of the plates."""

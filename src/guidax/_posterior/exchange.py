@@ -9,7 +9,6 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax import random
-from jax.typing import ArrayLike
 from jaxtyping import Array
 
 from .._family.base import AbstractFamily
@@ -30,7 +29,7 @@ from .._model.target import Draw
 
 def to_numpyro_params(
     guide: AutoGuide, /, *args: Any, prefix: str = "auto", **kwargs: Any
-) -> dict[str, Array]:
+) -> dict[str, Any]:
     """Return a guide's parameters under the names of NumPyro's guide of the same class.
 
     They are constrained, as `SVI.get_params` gives them, with the model's `param` sites. Parts of a
@@ -44,7 +43,7 @@ def to_numpyro_params(
         **kwargs: The model's keyword arguments.
 
     Returns:
-        NumPyro's name to value.
+        NumPyro's name to value: an array, or the pytree of a network's `param` site.
 
     Raises:
         TypeError: If NumPyro has no such guide.
@@ -65,7 +64,7 @@ def to_numpyro_params(
 
 def from_numpyro_params(
     guide: AutoGuide,
-    params: Mapping[str, ArrayLike],
+    params: Mapping[str, Any],
     /,
     *args: Any,
     prefix: str = "auto",
@@ -75,7 +74,8 @@ def from_numpyro_params(
 
     Args:
         guide: A guide on the same model; only its structure counts.
-        params: NumPyro's name to constrained value, as `SVI.get_params` returns them.
+        params: NumPyro's name to constrained value, as `SVI.get_params` returns them; a network's
+            is a pytree.
         *args: The model's arguments, or one `gx.Batch`, where a support depends on them
             (`AutoDelta`); else they may be left out.
         prefix: As of NumPyro's guide.
@@ -93,17 +93,31 @@ def from_numpyro_params(
     missing = [name for name in guide.model.params if name not in params]
     if missing:
         raise ValueError(f"params lacks the model's param sites {missing}.")
-    given = {name: jnp.asarray(params[name]) for name in guide.model.params}
-    return eqx.tree_at(
-        lambda g: (g.model, g.family),
-        guide,
-        (guide.model.with_params(_unconstrained_params(guide, batch, given)), family),
-    )
+    given = {name: _params_like(x, params[name], name) for name, x in guide.model.params.items()}
+    found = _unconstrained_params(guide, batch, given)
+    for name, own in guide.model.params.items():
+        if (shape := _shapes(found[name])) != _shapes(own):
+            raise ValueError(f"{name!r} has shape {shape}; the guide's is {_shapes(own)}.")
+    model = guide.model.with_params(found)
+    return eqx.tree_at(lambda g: (g.model, g.family), guide, (model, family))
 
 
 def _batch(guide: AutoGuide, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Batch:
     batch = as_batch(guide.model, args, kwargs, may_omit=True)
     return guide.admit(blank_batch(guide.structure.shapes) if batch.is_empty else batch)
+
+
+def _params_like(own: Any, given: Any, name: str) -> Any:
+    """Return the value of a `param` site, a pytree where it is a network's, in the own dtypes."""
+    if jax.tree.structure(given) != jax.tree.structure(own):
+        raise ValueError(
+            f"{name!r} is {jax.tree.structure(given)}; the guide's is {jax.tree.structure(own)}."
+        )
+    return jax.tree.map(lambda x, like: jnp.asarray(x, like.dtype), given, own)
+
+
+def _shapes(tree: Any) -> Any:
+    return jax.tree.map(jnp.shape, tree)
 
 
 def _parts(family: AbstractFamily) -> tuple[AbstractFamily, ...]:
@@ -140,7 +154,7 @@ def _outward(
 class _Reader:
     """Takes parameters by name, and checks their shapes."""
 
-    def __init__(self, params: Mapping[str, ArrayLike]):
+    def __init__(self, params: Mapping[str, Any]):
         self._params = params
 
     def __call__(self, name: str, like: Array) -> Array:
