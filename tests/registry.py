@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 import guidax as gx
@@ -22,6 +23,7 @@ class Entry:
         is_distribution: Whether it spreads out, rather than being a point.
         holds_rows: Whether it takes subsampled plates with latents.
         reads_data: Whether its draws depend on the model's arguments.
+        has_density: Whether its density at any point is known in closed form.
         trains_as_point: Whether an objective sees a point, around which it spreads out later.
         is_variant: Whether it is another guide with an option, whose statistics need no test twice.
     """
@@ -30,6 +32,7 @@ class Entry:
     is_distribution: bool = True
     holds_rows: bool = True
     reads_data: bool = False
+    has_density: bool = True
     trains_as_point: bool = False
     is_variant: bool = False
 
@@ -53,6 +56,19 @@ def listed(model, *args, key, init_loc_fn=gx.init_to_uniform(), **kwargs):
     return gx.AutoGuideList(model, *args, key=key, parts={...: part}, **kwargs)
 
 
+def standard(latents):
+    """Return the log density of independent standard normals."""
+    return -0.5 * sum(jnp.sum(x**2) for x in jax.tree.leaves(latents))
+
+
+def surrogate(model, *args, key, **kwargs):
+    """Let the moves follow a standard normal: every contract holds whatever the surrogate is."""
+    sites = gx.AutoDiagonalNormal(model, *args, key=key, **kwargs).family.sites
+    example = {s.name: np.zeros(s.shape, s.dtype) for s in sites}
+    stand_in = gx.from_log_density(standard, example)
+    return gx.AutoSurrogateLikelihoodDAIS(model, stand_in, *args, key=key, **kwargs)
+
+
 GUIDES = {
     "AutoNormal": Entry(gx.AutoNormal),
     "AutoDelta": Entry(gx.AutoDelta, is_distribution=False),
@@ -65,6 +81,8 @@ GUIDES = {
         batched_low_rank, holds_rows=False, is_variant=True
     ),
     "AutoGuideList": Entry(listed),
+    "AutoDAIS": Entry(gx.AutoDAIS, holds_rows=False, reads_data=True, has_density=False),
+    "AutoSurrogateLikelihoodDAIS": Entry(surrogate, holds_rows=False, has_density=False),
 }
 
 every_guide = pytest.mark.parametrize("entry", GUIDES.values(), ids=GUIDES)
@@ -76,3 +94,6 @@ fitted_as_distribution = {
 every_distribution = pytest.mark.parametrize(
     "entry", fitted_as_distribution.values(), ids=fitted_as_distribution
 )
+
+with_density = {name: e for name, e in fitted_as_distribution.items() if e.has_density}
+every_density = pytest.mark.parametrize("entry", with_density.values(), ids=with_density)

@@ -6,7 +6,12 @@ from ._family.base import AbstractFamily as AbstractFamily
 from ._fit.fit import fit as fit
 from ._fit.result import FitResult as FitResult
 from ._fit.result import NonFiniteError as NonFiniteError
+from ._guide.dais import AutoDAIS as AutoDAIS
 from ._guide.delta import AutoDelta as AutoDelta
+from ._guide.flow import AutoBNAFNormal as AutoBNAFNormal
+from ._guide.flow import AutoIAFNormal as AutoIAFNormal
+from ._guide.flow import AutoNSFNormal as AutoNSFNormal
+from ._guide.flow import AutoRealNVPNormal as AutoRealNVPNormal
 from ._guide.gaussian import (
     AutoBatchedLowRankMultivariateNormal as AutoBatchedLowRankMultivariateNormal,
 )
@@ -20,6 +25,10 @@ from ._guide.laplace import AutoLaplaceApproximation as AutoLaplaceApproximation
 from ._guide.list import AutoGuideList as AutoGuideList
 from ._guide.normal import AutoNormal as AutoNormal
 from ._guide.program import program as program
+from ._guide.semi_dais import AutoSemiDAIS as AutoSemiDAIS
+from ._guide.surrogate_dais import (
+    AutoSurrogateLikelihoodDAIS as AutoSurrogateLikelihoodDAIS,
+)
 from ._model.adapters import from_numpyro as from_numpyro
 from ._model.batch import Batch as Batch
 from ._model.bijectors import biject_to as biject_to

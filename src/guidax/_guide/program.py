@@ -59,7 +59,7 @@ class ProgramPart:
                     f"the program {self.program.name} draws {name!r} with unconstrained shape "
                     f"{spec.shape}; the model has {asked[name].shape}."
                 )
-        params = _initial_params(self.program, batch, key, structure.params)
+        params = started_params(self.program, batch, key, structure.params)
         sites = tuple(s for s in start.structure.latents if s.name in names)
         program = self.program.with_params(params)
         return ProgramFamily(program=program, sites=sites, given=self.given)
@@ -85,8 +85,9 @@ def program(fn: Any, given: bool = False) -> ProgramPart:
 
 
 @functools.partial(jax.jit, static_argnames="names")
-def _initial_params(
+def started_params(
     program: AbstractModel, batch: Batch, key: Key, names: tuple[str, ...]
 ) -> dict[str, Any]:
+    """Return unconstrained starting values of a program's `param` sites."""
     params = initial_params(program, batch, key, names, dict(batch.rows))
     return jax.tree.map(strong, params)

@@ -1,0 +1,182 @@
+"""`AutoDAIS`: annealed importance sampling of all latents."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from jax import random
+from jaxtyping import Array
+
+from .._family.dais import DAIS, AbstractDAIS, require_whole
+from .._family.diagonal import DiagonalNormal
+from .._family.dynamics import Dynamics, check_options
+from .._family.flat import AbstractFlat
+from .._family.multivariate import MultivariateNormal
+from .._family.normal import raw_scale_of
+from .._family.vector import dtype_of, size_of
+from .._model.start import Start
+from .._model.strategies import Strategy, init_to_uniform
+from .._types import Key
+from .begin import begin
+from .guide import AutoGuide
+
+_BASES = {"diagonal": DiagonalNormal, "cholesky": MultivariateNormal}
+
+Base = str | AutoGuide | Callable[..., AutoGuide]
+
+
+class AutoDAIS(AutoGuide):
+    """Draws of a base, moved towards the posterior by steps of Hamiltonian dynamics.
+
+    Differentiable annealed importance sampling, also called uncorrected Hamiltonian annealing. It
+    reaches posteriors that no normal fits, and comes closer with every step: its bound grows with
+    K. Base, step sizes, temperatures, damping and the speed and gain of each coordinate are
+    trained together. A step of training costs about K gradients of the model, and so do draws,
+    which read the data. It has no density in closed form: draws come with theirs.
+
+    With `whiten` the moves act on the base's noise, in which the posterior looks like a standard
+    normal the better the base fits: worth it for bases with correlations, where `eta_max` may be
+    1.0. If gradients at the start are huge, `fit` clips them; with an optimizer that does not,
+    `max_kick` keeps the moves in bounds.
+
+    It cannot take plates that hold some of their rows: see `AutoSurrogateLikelihoodDAIS` and
+    `AutoSemiDAIS`. In an `AutoGuideList` it comes last.
+
+    Args:
+        model: A model: a callable in the model language, or what an adapter returns.
+        *args: The model's arguments, or one `gx.Batch`.
+        key: For the starting point.
+        K: Number of steps.
+        base_dist: What draws where the moves begin: "diagonal" or "cholesky" for a normal with
+            independent coordinates or a full covariance, a constructor of a continuous guide, or a
+            guide, fitted or not, whose parameters are where the base starts. Parameters of the
+            model come from `model`: to keep those of a fitted guide pass `fitted.model`.
+        eta_init: Starting step size.
+        eta_max: Bound of the step sizes.
+        gamma_init: Starting damping: the share of a momentum that is kept from step to step.
+        init_loc_fn: Where the base's mean starts: a strategy, or a function of a site and a key
+            that returns a constrained value.
+        init_scale: Starting standard deviation of each unconstrained coordinate of a base that is
+            named "diagonal" or "cholesky".
+        whiten: Whether to move the base's noise rather than its draws.
+        max_kick: Bound, up to a logarithm, of the change of a momentum in one step; None for none.
+        recompute: Whether training computes the gradients of each step again rather than keeping
+            what they were computed from: slower, in memory that hardly grows with K.
+        **kwargs: The model's keyword arguments.
+
+    Raises:
+        TypeError: If the arguments do not fit the model, or `base_dist` is no continuous guide.
+        ValueError: If an option is out of range, a plate holds some of its rows, a latent is
+            discrete, `base_dist` is a guide over other latents, or no start is found.
+
+    Source: Geffner and Domke 2021, "MCMC variational inference via uncorrected Hamiltonian
+    annealing"; Zhang et al. 2021, "Differentiable annealed importance sampling and the perils of
+    gradient noise". `gx.AutoDAIS` moves differently: see `dais` in the source.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        /,
+        *args: Any,
+        key: Key,
+        K: int = 4,
+        base_dist: Base = "diagonal",
+        eta_init: float = 0.01,
+        eta_max: float = 0.1,
+        gamma_init: float = 0.9,
+        init_loc_fn: Strategy = init_to_uniform(),
+        init_scale: float = 0.1,
+        whiten: bool = False,
+        max_kick: float | None = None,
+        recompute: bool = False,
+        **kwargs: Any,
+    ):
+        check_options(K, eta_init, eta_max, gamma_init, max_kick)  # before the search
+        check_base(base_dist, init_scale)
+        start = begin(AutoDAIS, model, args, kwargs, key, init_loc_fn)
+        for plate in start.structure.plates:
+            require_whole(plate.name, plate.rows, plate.size)
+        base = base_of(start, base_dist, init_scale, key)
+        moves = Dynamics.start(
+            (),
+            size_of(base.sites),
+            dtype_of(base.sites),
+            K=K,
+            eta_init=eta_init,
+            eta_max=eta_max,
+            gamma_init=gamma_init,
+            max_kick=max_kick,
+            recompute=recompute,
+        )
+        super().__init__(start.model, DAIS(base, moves, whiten), start.structure, start.admitted)
+
+    def dynamics(self) -> dict[str, Array]:
+        """Return the parameters of the moves.
+
+        Returns:
+            `step_size` and `temperatures` of each step, `damping`, and `speed` and `gain` of each
+            coordinate, as `dais` takes them.
+        """
+        return dynamics_of(self.family)
+
+
+def check_base(base_dist: Any, init_scale: float) -> None:
+    """Refuse what is no base, or a scale out of range.
+
+    Raises:
+        TypeError: If the base is neither a name, nor a guide, nor a constructor.
+        ValueError: If it is another name, or the scale is not positive.
+    """
+    raw_scale_of(init_scale)
+    if isinstance(base_dist, str):
+        if base_dist not in _BASES:
+            raise ValueError(
+                f'base_dist is "diagonal", "cholesky", a continuous guide or a constructor of one; '
+                f"got {base_dist!r}."
+            )
+    elif not (isinstance(base_dist, AutoGuide) or callable(base_dist)):
+        raise _no_base(base_dist)
+
+
+def base_of(start: Start, base_dist: Base, init_scale: float, key: Key) -> AbstractFlat:
+    """Return the family that draws where the moves begin.
+
+    Raises:
+        TypeError: If it is no family over one vector.
+        ValueError: If it is over other latents.
+    """
+    if isinstance(base_dist, str):
+        return _BASES[base_dist](start, init_scale)
+    made = base_dist
+    if not isinstance(made, AutoGuide):
+        made = made(start, key=random.fold_in(key, 1))
+    family = made.family if isinstance(made, AutoGuide) else None
+    if not isinstance(family, AbstractFlat):
+        raise _no_base(base_dist)
+    own = {s.name: s for s in family.sites}
+    for site in start.structure.latents:
+        if own.get(site.name) != site:
+            raise ValueError(
+                f"base_dist draws {own.get(site.name)}, but the model has {site}: build it on the "
+                "same model and arguments of the same shapes."
+            )
+    if extra := sorted(own.keys() - {s.name for s in start.structure.latents}):
+        raise ValueError(f"base_dist draws {extra}, which are no latents of the model.")
+    return family
+
+
+def _no_base(base_dist: Any) -> TypeError:
+    return TypeError(
+        f"base_dist takes a guide with a density over one vector, or a constructor of one: "
+        f"gx.AutoDiagonalNormal in the place of gx.AutoNormal, guide.laplace(...) in that of a "
+        f"Laplace approximation, gx.AutoLowRankMultivariateNormal, a flow; got {base_dist!r}."
+    )
+
+
+@jax.jit
+def dynamics_of(family: AbstractDAIS) -> dict[str, Array]:
+    """Return the parameters of a family's moves."""
+    return family.dynamics.values()
