@@ -1,4 +1,4 @@
-"""Sites as one flat vector, in site order; several such vectors where sites share leading axes."""
+"""Sites as one flat vector, in site order; several where sites share leading axes or a plate."""
 
 from __future__ import annotations
 
@@ -38,6 +38,30 @@ def unravel(
     for s in sites:
         size = math.prod(s.shape[batch_ndim:])
         found[s.name] = z[..., start : start + size].reshape(s.shape).astype(s.dtype)
+        start += size
+    return found
+
+
+def ravel_rows(
+    values: dict[str, Array], sites: Sequence[LatentSpec], plate: str
+) -> Float[Array, "rows dim"]:
+    """Lay each row's share of the sites' values end to end; all sites are in the plate."""
+    dtype = dtype_of(sites)
+    first = [jnp.moveaxis(values[s.name], dict(s.plates)[plate], 0) for s in sites]
+    return jnp.concatenate([x.reshape(x.shape[0], -1).astype(dtype) for x in first], axis=-1)
+
+
+def unravel_rows(
+    z: Float[Array, "rows dim"], sites: Sequence[LatentSpec], plate: str
+) -> dict[str, Array]:
+    """Cut the rows' vectors into the sites' values, each in the site's dtype."""
+    found, start = {}, 0
+    for s in sites:
+        axis = dict(s.plates)[plate]
+        shape = (*s.shape[:axis], *s.shape[axis + 1 :])
+        size = math.prod(shape)
+        rows = z[:, start : start + size].reshape(z.shape[0], *shape).astype(s.dtype)
+        found[s.name] = jnp.moveaxis(rows, 0, axis)
         start += size
     return found
 

@@ -122,7 +122,7 @@ def _require_continuous(model: AbstractModel, structure: Structure) -> None:
 def _search(model: AbstractModel, batch: Batch, key: Key, strategy: Any) -> _Found:
     plain = batch.without_rows()
     structure = probe(model, batch, key)
-    indices = _rows_of_start(structure, batch)
+    indices = _rows_of_start(model, batch, key, structure)
     params = initial_params(model, plain, key, structure.params, indices)
     model = model.with_params(params)
     keys = random.split(key, (TRIES, len(structure.latents)))  # one generator call for them all
@@ -156,13 +156,29 @@ def _search(model: AbstractModel, batch: Batch, key: Key, strategy: Any) -> _Fou
     )
 
 
-def _rows_of_start(structure: Structure, batch: Batch) -> Indices:
+def _rows_of_start(model: AbstractModel, batch: Batch, key: Key, structure: Structure) -> Indices:
     """Those of the batch, else all rows of plates with latents where the model can hold them."""
     found = dict(batch.rows)
-    for p in structure.local_plates:
-        if p.name not in found and p.rows < p.size and p.name in batch.admitted:
-            found[p.name] = jnp.arange(p.size)
-    return found
+    drawn = [
+        p
+        for p in structure.local_plates
+        if p.name not in found and p.rows < p.size and p.name in batch.admitted
+    ]
+    whole = found | {p.name: jnp.arange(p.size) for p in drawn}
+    if drawn and not _holds(model, batch.without_rows(), key, whole):
+        return found | {p.name: jnp.arange(p.rows) for p in drawn}
+    return whole
+
+
+def _holds(model: AbstractModel, batch: Batch, key: Key, rows: Indices) -> bool:
+    """Say whether the model runs on these rows: not if its observations are written for fewer."""
+    try:
+        for site in model.run(batch, key, at_zero, rows).of("observed").values():
+            if site.log_prob is not None:
+                site.log_prob(site.value)
+    except (TypeError, ValueError):
+        return False
+    return True
 
 
 def initial_params(
