@@ -15,6 +15,7 @@ from numpyro.infer.util import log_density
 from tensorflow_probability.substrates.jax import distributions as tfd
 
 import guidax as gx
+from assertions import refused_type
 from guidax import handlers as gxh
 from guidax._model.program import as_model
 from models import NETWORK_DATA, Network, new_traces, regression, regression_data
@@ -379,6 +380,35 @@ def test_hidden_sites_are_run_all_the_same():
     # Handlers outside do not.
     outer = gxh.substitute(gxh.block(ours), {"loc": f(9.0)})
     assert gxh.seed(outer, KEY)(X) != 9.0
+
+
+@pytest.mark.parametrize("rows", [None, 2])
+def test_hidden_sites_keep_the_plates_around_the_block(rows):
+    """NumPyro's lose them, and are drawn once for all rows."""
+
+    def model():
+        with gx.plate("a", 3, rows), gxh.block(hide=["x"]):
+            x = gx.sample("x", distrax.Normal(f(5.0), f(0.1)))
+            gx.sample("y", distrax.Normal(x, f(1.0)))
+        return x
+
+    sites = trace_of(model)
+    assert list(sites) == ["a", "y"]
+    assert sites["y"].value.shape == (rows or 3,)
+    x = gxh.seed(model, KEY)()
+    assert x.shape == (rows or 3,) and len(set(x.tolist())) == x.size
+    # So it is where a guide blocks a model.
+    blocked = gxh.block(model, hide=["x"])
+    assert gx.AutoDelta(blocked, key=KEY).family.loc["y"].shape == (3,)
+
+
+@pytest.mark.parametrize("as_seed", [np.int64, np.uint8, np.asarray, jnp.asarray])
+def test_any_integer_is_a_seed(as_seed):
+    expected = gxh.seed(ours, 3)(X)
+    assert gxh.seed(ours, as_seed(3))(X) == expected
+    assert gxh.seed(ours, jax.random.key(3))(X) == gxh.seed(ours, jax.random.PRNGKey(3))(X)
+    with refused_type("integer"):
+        gxh.seed(ours, 1.5)
 
 
 def test_hidden_sites_need_a_key():

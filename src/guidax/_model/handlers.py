@@ -10,6 +10,7 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+from jax import dtypes
 from jax.typing import ArrayLike
 from jaxtyping import Array
 
@@ -101,17 +102,18 @@ class seed(AbstractHandler):
 
     Args:
         fn: The model.
-        key: A key, or an integer from which one is made.
+        key: A key, or an integer, of Python, NumPy or JAX, from which one is made.
     """
 
     fn: Callable[..., Any] | None
     key: Key
 
-    def __init__(self, fn: Callable[..., Any] | None = None, key: Key | int | None = None):
+    def __init__(self, fn: Callable[..., Any] | None = None, key: Key | ArrayLike | None = None):
         if key is None:
             raise TypeError("seed needs a key: gx.handlers.seed(model, jax.random.key(0)).")
         self.fn = fn
-        self.key = jax.random.key(key) if isinstance(key, int) else key
+        is_typed = jnp.issubdtype(getattr(key, "dtype", int), dtypes.prng_key)
+        self.key = jnp.asarray(key) if is_typed or jnp.ndim(key) else jax.random.key(key)
 
     def messenger(self) -> Messenger:
         """Return a giver of keys that starts over."""
@@ -214,7 +216,7 @@ class _Substituter(Messenger):
 class block(AbstractHandler):
     """Hide sites from the handlers outside, so that they are drawn and not scored.
 
-    Plates are never hidden: they are part of the sites inside them.
+    Plates are never hidden: they are part of the sites inside them, hidden ones too.
 
     Args:
         fn: The model.

@@ -34,7 +34,7 @@ class Message:
         mask: None, `False`, or an array that is false where an entry is padding.
         key: A random key, once a handler has given one.
         info: What else the kind needs.
-        stop: Whether the handlers further out do not see the message.
+        stop: Whether the handlers further out do not see the message. Plates do.
     """
 
     kind: str
@@ -78,6 +78,8 @@ class Message:
 class Messenger:
     """The running side of a handler: made for one run, thrown away after it."""
 
+    sees_hidden: bool = False  # messages that a handler further in has stopped
+
     def process(self, msg: Message) -> None:
         """See the message on its way out."""
 
@@ -111,15 +113,14 @@ def send(msg: Message) -> Message:
     Raises:
         ValueError: If a sample site gets neither a value nor a key.
     """
-    stack, depth = _STACK.get(), 0
-    for messenger in reversed(stack):
-        depth += 1
-        messenger.process(msg)
-        if msg.stop:
-            break
+    passed = []
+    for messenger in reversed(_STACK.get()):
+        if not msg.stop or messenger.sees_hidden:
+            messenger.process(msg)
+            passed.append(messenger)
     if msg.kind == "sample" and msg.value is None:
         msg.value = broadcast_sample(msg.fn, required_key(msg), msg.batch_shape)
-    for messenger in stack[len(stack) - depth :]:
+    for messenger in reversed(passed):
         messenger.finish(msg)
     return msg
 

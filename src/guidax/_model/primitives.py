@@ -195,6 +195,8 @@ class plate(Messenger):
         ValueError: If `size`, `subsample_size` or `dim` is out of range, or `dim` is taken.
     """
 
+    sees_hidden = True  # a hidden site is in the plate all the same: it has as many rows
+
     def __init__(
         self, name: str, size: int, subsample_size: int | None = None, dim: int | None = None
     ):
