@@ -163,6 +163,22 @@ def test_a_model_that_only_forward_mode_differentiates():
     assert caught.value.sites == ("y",) and caught.value.step == steps_of_descent()
 
 
+@pytest.mark.parametrize(
+    ("make", "raw_scale", "sites"),
+    [
+        (gx.AutoNormal, lambda f: f.raw_scale["b"], ("b",)),
+        (gx.AutoDiagonalNormal, lambda f: f.raw_scale, ("a", "b")),  # drawn jointly
+    ],
+)
+def test_a_density_of_the_guide_that_is_not_finite(make, raw_scale, sites):
+    """A scale that has underflowed to zero: every term of the model is finite."""
+    guide = build(model_of(lambda a: a), guide=make)
+    flat = eqx.tree_at(lambda g: raw_scale(g.family), guide, replace_fn=lambda x: x - 1e4)
+    with pytest.raises(gx.NonFiniteError) as caught:
+        gx.fit(jax.random.key(0), flat, FAR, steps=10, progress=False, **DESCENT)
+    assert caught.value.step == 0 and caught.value.sites == sites
+
+
 def test_an_update_that_is_not_finite():
     """Loss and gradient are, so no site is to blame."""
     guide = build(model_of(lambda a: a))

@@ -128,7 +128,8 @@ class NonFiniteError(FloatingPointError):
     Attributes:
         result: The run up to the last good step.
         step: The first bad step, from 0.
-        sites: Names of the sites whose log density, or its gradient, was not finite there.
+        sites: Names of the sites whose log density, or its gradient, was not finite there: in the
+            model, or where all is finite in the model, in the guide.
     """
 
     def __init__(self, result: FitResult, sites: tuple[str, ...]):

@@ -12,10 +12,11 @@ import jax.numpy as jnp
 from jax import random
 from jaxtyping import Array, Float, PyTree
 
+from .._family.base import AbstractFamily
 from .._guide.guide import AutoGuide
 from .._model.batch import Batch, as_batch
 from .._model.model import AbstractModel
-from .._model.target import Draw, Target
+from .._model.target import Block, Draw, Target
 from .._numerics import all_finite
 from .._types import Key
 
@@ -75,10 +76,13 @@ class AbstractObjective(eqx.Module):
         return -self.combine(jax.vmap(one)(pairs))
 
     def not_finite(self, guide: AutoGuide, key: Key, batch: Batch) -> tuple[str, ...]:
-        """Return the sites whose log density, or its gradient, `loss` finds not to be finite."""
-        return tuple(
-            n for n, finite in _finite_sites(self, guide, key, batch).items() if not finite
-        )
+        """Return the sites whose log density, or its gradient, `loss` finds not to be finite.
+
+        They are those of the model's density, or where that is finite, of the guide's.
+        """
+        terms, blocks = _finite_sites(self, guide, key, batch)
+        sites = tuple(name for name, finite in terms.items() if not finite)
+        return sites or tuple(n for b, finite in blocks.items() if not finite for n in b.sites)
 
     def _randomness(
         self, guide: AutoGuide, key: Key, batch: Batch
@@ -98,26 +102,36 @@ def _evaluate(
 @jax.jit
 def _finite_sites(
     objective: AbstractObjective, guide: AutoGuide, key: Key, batch: Batch
-) -> dict[str, Array]:
+) -> tuple[dict[str, Array], dict[Block, Array]]:
+    """Say of each term of the model's density, and of each block of the guide's, whether it is."""
     pairs, indices = objective._randomness(guide, key, batch)
 
-    def one(pair: Array) -> dict[str, Array]:
+    def one(pair: Array) -> tuple[dict[str, Array], dict[Block, Array]]:
         target = guide.target(pair[0], batch, indices)
         draw = guide.family.draw(pair[1], target)
+
+        def blocks_of(family: AbstractFamily) -> dict[Block, Array]:
+            log_q = family.draw(pair[1], target).log_q
+            return {block: jnp.sum(x) for block, x in log_q.items()}
 
         def terms_of(at: tuple[AbstractModel, dict[str, Array]]) -> dict[str, Array]:
             moved = Target(at[0], batch, pair[0], indices)
             return moved.score(Draw(at[1], draw.space, draw.log_q)).terms
 
         at = (guide.model, draw.values)
-        terms, along = jax.linearize(terms_of, at)
-        return {n: all_finite((x, _gradient(along, n, at, x))) for n, x in terms.items()}
+        return _finite_terms(terms_of, at), _finite_terms(blocks_of, guide.family)
 
     return jax.tree.map(lambda flags: jnp.all(flags, axis=0), jax.vmap(one)(pairs))
 
 
+def _finite_terms(terms_of: Callable[[Any], dict[Any, Array]], at: PyTree) -> dict[Any, Array]:
+    """Say of each term of a function whether it and its gradient are finite."""
+    terms, along = jax.linearize(terms_of, at)
+    return {n: all_finite((x, _gradient(along, n, at, x))) for n, x in terms.items()}
+
+
 def _gradient(
-    along: Callable[[Any], dict[str, Array]], name: str, at: PyTree, term: Array
+    along: Callable[[Any], dict[Any, Array]], name: Any, at: PyTree, term: Array
 ) -> PyTree:
     """Return the gradient of one term by itself.
 
