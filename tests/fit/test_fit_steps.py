@@ -134,10 +134,11 @@ def test_old_keys_are_keys_too(key):
 # --- optimizers --------------------------------------------------------------------------------
 
 
-def adam_by_hand(z, rates, clip=np.inf, moments=(0.0, 0.0), before=0):
+def adam_by_hand(z, rates, clips=None, moments=(0.0, 0.0), before=0):
     """Adam on the parabola, in NumPy."""
     m, v = moments
-    for i, rate in enumerate(rates, start=before + 1):
+    clips = [np.inf] * len(rates) if clips is None else clips
+    for i, (rate, clip) in enumerate(zip(rates, clips, strict=True), start=before + 1):
         g = CURVATURE * (z - MEAN)
         g *= min(1.0, clip / abs(g))
         m, v = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g**2
@@ -150,25 +151,31 @@ def half_cosine(rate, steps):
     return [rate * 0.5 * (1 + np.cos(np.pi * i / steps)) for i in range(steps)]
 
 
+def rising(steps):
+    """The norm that the default optimizer clips at: from 10 to 100,000."""
+    return [10.0 * 1e4 ** (i / steps) for i in range(steps)]
+
+
 def test_the_default_clips_and_decays():
     assert CURVATURE * abs(-1.0 - MEAN) > 10  # clipped at first
     assert point().learning_rate == 0.3
-    expected, moments = adam_by_hand(-1.0, half_cosine(0.3, 30), clip=10.0)
+    expected, moments = adam_by_hand(-1.0, half_cosine(0.3, 30), rising(30))
     unclipped, _ = adam_by_hand(-1.0, half_cosine(0.3, 30))
-    constant, _ = adam_by_hand(-1.0, [0.3] * 30, clip=10.0)
+    constant, _ = adam_by_hand(-1.0, [0.3] * 30, rising(30))
+    fixed, _ = adam_by_hand(-1.0, half_cosine(0.3, 30), [10.0] * 30)
     tolerance = 1e3 * precision()
-    assert min(abs(expected - unclipped), abs(expected - constant)) > 0.01
+    assert min(abs(expected - other) for other in (unclipped, constant, fixed)) > 0.01
     result = fit_point(30)
     assert abs(location(result) - expected) < tolerance
     # A resume starts a new decay, with the moments as they are.
-    more, _ = adam_by_hand(expected, half_cosine(0.3, 12), 10.0, moments, before=30)
+    more, _ = adam_by_hand(expected, half_cosine(0.3, 12), rising(12), moments, before=30)
     resumed = result.resume(DATA, steps=12, progress=False)
     assert abs(location(resumed) - more) < tolerance
     assert abs(location(fit_point(42)) - more) > 0.001
     # Another rate, and a schedule in place of the decay.
-    expected, _ = adam_by_hand(-1.0, half_cosine(0.05, 30), clip=10.0)
+    expected, _ = adam_by_hand(-1.0, half_cosine(0.05, 30), rising(30))
     assert abs(location(fit_point(30, learning_rate=0.05)) - expected) < tolerance
-    expected, _ = adam_by_hand(-1.0, [0.1 / (1 + i) for i in range(30)], clip=10.0)
+    expected, _ = adam_by_hand(-1.0, [0.1 / (1 + i) for i in range(30)], rising(30))
     schedule = lambda step: 0.1 / (1 + step)  # noqa: E731
     assert abs(location(fit_point(30, learning_rate=schedule)) - expected) < tolerance
 
@@ -182,11 +189,12 @@ def test_the_clip_is_of_the_global_norm(key):
 
     start = gx.init_to_value({"a": jnp.ones(3), "b": 1.0})
     guide = gx.AutoDelta(model, key=key, init_loc_fn=start)
-    clip = optax.clip_by_global_norm(10.0)
-    optimizer = optax.chain(clip, optax.adam(optax.cosine_decay_schedule(0.3, 15)))
+    optimizer = optax.adam(optax.cosine_decay_schedule(0.3, 15))
     by_hand, state = guide, optimizer.init(guide)
-    for _ in range(15):
+    for norm in rising(15):
+        clip = optax.clip_by_global_norm(norm)
         grads = jax.grad(gx.ELBO())(by_hand, key)
+        grads, _ = clip.update(grads, clip.init(by_hand))
         updates, state = optimizer.update(grads, state, by_hand)
         by_hand = optax.apply_updates(by_hand, updates)
     result = gx.fit(key, guide, steps=15, progress=False)

@@ -17,7 +17,8 @@ from .._guide.guide import AutoGuide
 from .._model.static import Static
 from .._numerics import is_traced
 
-CLIP_NORM = 10.0
+CLIP_NORM = 10.0  # of the gradient, as the default optimizer starts
+CLIP_GROWTH = 1e4  # by how much the norm has risen when it ends
 DEFAULT_RATE = 1e-2  # of an optimizer that is given without one
 
 Schedule = Callable[[Array], ArrayLike]
@@ -58,7 +59,7 @@ class Recipe:
         if given is None:
             decayed = rate * 0.5 * (1.0 + jnp.cos(jnp.pi * progress))
             adam = optax.adam(decayed if schedule is None else schedule)
-            return optax.chain(optax.clip_by_global_norm(CLIP_NORM), adam)
+            return optax.chain(_clip(CLIP_NORM * CLIP_GROWTH**progress), adam)
         made = given(rate if schedule is None else schedule)
         if not isinstance(made, optax.GradientTransformation):
             raise TypeError(
@@ -70,6 +71,24 @@ class Recipe:
     def split(self, guide: AutoGuide) -> tuple[Any, Any]:
         """Return the trained leaves and the others, both in the shape of the guide."""
         return eqx.partition(guide, jax.tree.unflatten(jax.tree.structure(guide), self.trained))
+
+
+def _clip(max_norm: Float[Array, ""]) -> optax.GradientTransformation:
+    """Clip by the global norm, to a norm that is traced.
+
+    Clipped noise has another mean: with a norm of 10 to the end, a fit to noisy gradients settled
+    up to 2 nats below what its family can reach, however long it ran. Without any, the first
+    gradients, from a poor start, stay in Adam's second moment for tens of thousands of steps.
+    """
+
+    def update(
+        gradients: PyTree, state: optax.EmptyState, params: PyTree = None
+    ) -> tuple[PyTree, optax.EmptyState]:
+        del params
+        factor = jnp.minimum(1.0, max_norm / optax.tree.norm(gradients))
+        return jax.tree.map(lambda g: (g * factor).astype(g.dtype), gradients), state
+
+    return optax.GradientTransformation(lambda _: optax.EmptyState(), update)
 
 
 def make_recipe(
