@@ -87,12 +87,15 @@ class LowRankNormal(AbstractFlatNormal):
             jnp.log(jnp.diagonal(tril, axis1=-2, axis2=-1))
         )
 
-    def transform(self) -> distrax.Bijector:
-        """Return `eps -> loc + L eps`, for which the `dim^2` matrix `L` is formed."""
+    def scale_tril(self) -> Float[Array, "*batch dim dim"]:
+        """Return the Cholesky factor `L` of the covariance, of `dim^2` numbers."""
         scaled = self._scaled_factor()
         diagonal = self.scale()[..., None] ** 2 * jnp.eye(scaled.shape[-2], dtype=scaled.dtype)
-        tril = jnp.linalg.cholesky(diagonal + scaled @ scaled.mT)
-        return self.shifted(distrax.TriangularLinear(tril))
+        return jnp.linalg.cholesky(diagonal + scaled @ scaled.mT)
+
+    def transform(self) -> distrax.Bijector:
+        """Return `eps -> loc + L eps`, for which the `dim^2` matrix `L` is formed."""
+        return self.shifted(distrax.TriangularLinear(self.scale_tril()))
 
     def posterior(self) -> distrax.DistributionLike:
         """Return the normal, as TFP's distribution, which forms no `dim^2` matrix."""

@@ -5,9 +5,7 @@ from __future__ import annotations
 from typing import Literal, get_args
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
-from jax import lax
 from jaxtyping import Array, Float
 
 from .._guide.guide import AutoGuide
@@ -42,27 +40,25 @@ class ELBO(AbstractObjective):
 
     def particle(self, guide: AutoGuide, key: Key, target: Target) -> Float[Array, ""]:
         """Return one log weight, with q's term as the estimator has it."""
-        draw = guide.family.draw(key, target)
+        family = guide.family
         if self.estimator == "pathwise":
+            return target.score(family.draw(key, target)).log_weight
+        if self.estimator == "stl":
+            if (draw := family.path_draw(key, target)) is None:
+                raise _lacking(guide, "density in closed form", [s.name for s in family.sites])
             return target.score(draw).log_weight
+        draw, entropy = family.draw(key, target), family.entropy(target)
+        if missing := [name for b in draw.log_q if b not in entropy for name in b.sites]:
+            raise _lacking(guide, "entropy in closed form", missing)
         trace = target.run(draw)
-        log_density = target.score_trace(trace, draw).log_density
-        if self.estimator == "entropy":
-            entropy = guide.family.entropy(target)
-            if missing := [b.sites for b in draw.log_q if b not in entropy]:
-                raise _lacking(guide, "entropy in closed form", missing)
-            return log_density + scaled_sum(entropy, trace)
-        log_q = jax.tree.map(lax.stop_gradient, guide.family).log_q(draw, target)
-        if log_q is None:
-            raise _lacking(guide, "density in closed form", [b.sites for b in draw.log_q])
-        return log_density - scaled_sum(log_q, trace)
+        return target.score_trace(trace, draw).log_density + scaled_sum(entropy, trace)
 
     def combine(self, terms: Float[Array, " particles"]) -> Float[Array, ""]:
         """Return the mean."""
         return jnp.mean(terms)
 
 
-def _lacking(guide: AutoGuide, what: str, sites: list[tuple[str, ...]]) -> ValueError:
+def _lacking(guide: AutoGuide, what: str, sites: list[str]) -> ValueError:
     return ValueError(
         f'{type(guide).__name__} has no {what} for the sites {sites}: use estimator="pathwise".'
     )

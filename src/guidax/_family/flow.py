@@ -1,0 +1,84 @@
+"""A normalizing flow over the flat vector."""
+
+from __future__ import annotations
+
+import distrax
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float
+
+from .._flow.base import AbstractLayer, pull_back_by_inverse
+from .._model.target import Draw, Target
+from .._model.trace import LatentSpec
+from .._numerics import log_normal
+from .._types import Key
+from .flat import AbstractFlat, AbstractFlatNormal, standard_normal
+
+
+class Flow(AbstractFlat):
+    """`z = A(f(eps))`, with `eps` standard normal, `f` a flow and `A` the affine map of a normal.
+
+    Where `f` is the identity this is that normal.
+
+    Args:
+        affine: The normal, whose map from noise to `z` is `A`.
+        flow: The flow.
+    """
+
+    affine: AbstractFlatNormal
+    flow: AbstractLayer
+    sites: tuple[LatentSpec, ...] = eqx.field(static=True)
+    batch_ndim: int = eqx.field(static=True)
+
+    def __init__(self, affine: AbstractFlatNormal, flow: AbstractLayer):
+        self.affine, self.flow = affine, flow
+        self.sites, self.batch_ndim = affine.sites, 0
+
+    def base_dist(self) -> distrax.DistributionLike:
+        """Return a standard normal."""
+        return self.affine.base_dist()
+
+    def transform(self) -> distrax.Bijector:
+        """Return `eps -> A(f(eps))`."""
+        return distrax.Chain([self.affine.transform(), self.flow.bijector()])
+
+    def posterior(self) -> distrax.DistributionLike:
+        """Return the transformed normal."""
+        return distrax.Transformed(self.base_dist(), self.transform())
+
+    def sample(self, key: Key) -> tuple[Float[Array, " dim"], Float[Array, ""]]:
+        """Return `A(f(eps))`, with its density from the same pass."""
+        eps, log_p = standard_normal(key, self.affine.loc)
+        z, log_det = self.transform().forward_and_log_det(eps)
+        return z, log_p - log_det
+
+    def log_density(self, z: Float[Array, " dim"]) -> Float[Array, ""]:
+        """Return the density, which takes the inverse of the flow."""
+        eps, log_det = self.transform().inverse_and_log_det(z)
+        return jnp.sum(log_normal(eps)) + log_det
+
+    def path_draw(self, key: Key, target: Target) -> Draw:
+        """Draw, with log q that depends on the parameters through the draw alone.
+
+        With `z = T(eps)`, the gradient of `log q` by `z` is
+        `J^-T grad_eps [log p(eps) - log |det J(eps)|]`, so no inverse of `T` is needed.
+
+        Source: Vaitl et al. 2022, "Gradients should stay on path", section 4.
+        """
+        self._whole(target.indices)
+        eps, _ = standard_normal(key, self.affine.loc)
+        frozen = jax.tree.map(lax.stop_gradient, self)
+
+        def log_q_at(eps: Float[Array, " dim"]) -> Float[Array, ""]:
+            return jnp.sum(log_normal(eps)) - frozen.transform().forward_and_log_det(eps)[1]
+
+        log_q, gradient = jax.value_and_grad(log_q_at)(eps)
+        image = frozen.flow.bijector().forward(eps)
+        gradient = frozen.flow.pull_back(eps, image, gradient)
+        affine = frozen.affine.transform()
+        gradient = pull_back_by_inverse(affine, affine.forward(image), gradient)
+        z = self.transform().forward(eps)
+        along = log_q + jnp.vdot(gradient, z - lax.stop_gradient(z))
+        return Draw.of(self.to_values(z, target.indices), "unconstrained", {self.block: along})

@@ -1,0 +1,1 @@
+"""Learnable invertible maps of a vector, which hand out distrax bijectors."""

@@ -1,0 +1,38 @@
+"""Layers one after another."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import distrax
+
+from .base import AbstractLayer, Vector
+
+
+class Composition(AbstractLayer):
+    """`f_n(... f_2(f_1(x)))`.
+
+    Args:
+        layers: The layers, in the order in which they are applied; one at least.
+    """
+
+    layers: tuple[AbstractLayer, ...]
+
+    def __init__(self, layers: Sequence[AbstractLayer]):
+        self.layers = tuple(layers)
+
+    def bijector(self) -> distrax.Bijector:
+        """Return the map, over vectors with any leading axes."""
+        return distrax.Chain([layer.bijector() for layer in self.layers[::-1]])
+
+    def pull_back(self, x: Vector, y: Vector, g: Vector) -> Vector:
+        """Return `J^-T g`, layer by layer."""
+        del y
+        for layer in self.layers:
+            image = layer.bijector().forward(x)
+            x, g = image, layer.pull_back(x, image, g)
+        return g
+
+    def restarted(self) -> Composition:
+        """Return the layers where training starts."""
+        return Composition([layer.restarted() for layer in self.layers])

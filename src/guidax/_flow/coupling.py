@@ -1,0 +1,165 @@
+"""Coupling layers, which are cheap in both directions."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Callable
+
+import distrax
+import equinox as eqx
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, DTypeLike, Float
+
+from .._types import Key
+from .base import AbstractLayer, Vector, pull_back_by_inverse
+from .network import Network
+from .rearrangement import Rearrangement
+
+_LOG_SCALE_BOUND = 3.0
+_SPLINE_BOUND = 4.0  # beyond it a spline goes on as a straight line
+_SPLINE_FLOOR = 0.1  # of bin sizes and slopes at knots: with less the inverse loses accuracy
+
+
+class AbstractCoupling(AbstractLayer):
+    """Some coordinates move, each by its own scalar map, whose parameters read the others.
+
+    Source: Dinh, Sohl-Dickstein and Bengio 2017, "Density estimation using real NVP", section 3.
+    """
+
+    network: eqx.AbstractVar[Network]
+    moved: eqx.AbstractVar[tuple[bool, ...]]  # static: for each coordinate, whether it moves
+
+    @abc.abstractmethod
+    def scalar_map(self, parameters: Float[Array, "*batch moved count"]) -> distrax.Bijector:
+        """Return the map of each coordinate that moves, from its parameters."""
+
+    def bijector(self) -> distrax.Bijector:
+        """Return the map, over vectors with any leading axes."""
+        order = np.argsort(self.moved, kind="stable")  # what stays comes first
+        num_moved = sum(self.moved)
+
+        def parameters(kept: Array) -> Array:
+            outputs = self.network(kept)
+            return outputs.reshape(*outputs.shape[:-1], num_moved, -1)
+
+        coupling = distrax.SplitCoupling(
+            split_index=len(order) - num_moved,
+            event_ndims=1,
+            conditioner=parameters,
+            bijector=self.scalar_map,
+        )
+        arrange = Rearrangement(order)
+        return distrax.Chain([distrax.Inverse(arrange), coupling, arrange])
+
+    def pull_back(self, x: Vector, y: Vector, g: Vector) -> Vector:
+        """Return `J^-T g`, from the inverse."""
+        del x
+        return pull_back_by_inverse(self.bijector(), y, g)
+
+
+class AffineCoupling(AbstractCoupling):
+    """`y = exp(s) x + m`, with `s` between -3 and 3: real NVP. It starts as the identity.
+
+    Args:
+        dim: Length of the vector.
+        index: Which layer of a flow it is: decides which coordinates move.
+        hidden_dims: Widths of the network's hidden layers.
+        nonlinearity: Of the network.
+        key: For its weights.
+        dtype: Of its weights.
+    """
+
+    network: Network
+    moved: tuple[bool, ...] = eqx.field(static=True)
+
+    def __init__(
+        self,
+        dim: int,
+        index: int,
+        hidden_dims: tuple[int, ...],
+        nonlinearity: Callable[[Array], Array],
+        *,
+        key: Key,
+        dtype: DTypeLike,
+    ):
+        self.moved = moved_by(dim, index)
+        widths = _widths(self.moved, hidden_dims, 2)
+        self.network = Network(widths, nonlinearity, key=key, dtype=dtype)
+
+    def scalar_map(self, parameters: Float[Array, "*batch moved count"]) -> distrax.Bijector:
+        """Return the affine map."""
+        log_scale = _LOG_SCALE_BOUND * jnp.tanh(parameters[..., 1] / _LOG_SCALE_BOUND)
+        return distrax.ScalarAffine(parameters[..., 0], log_scale=log_scale)
+
+    def restarted(self) -> AffineCoupling:
+        """Return the identity, with the hidden layers as they are."""
+        return eqx.tree_at(lambda layer: layer.network, self, self.network.restarted())
+
+
+class SplineCoupling(AbstractCoupling):
+    """Monotone rational-quadratic splines between -4 and 4, straight lines beyond.
+
+    It starts as the identity.
+
+    Source: Durkan et al. 2019, "Neural spline flows", section 3; here the slopes at the two ends
+    are free, so that tails may be heavier or lighter than the base's.
+
+    Args:
+        dim: Length of the vector.
+        index: Which layer of a flow it is: decides which coordinates move.
+        hidden_dims: Widths of the network's hidden layers.
+        num_bins: Pieces of each spline.
+        nonlinearity: Of the network.
+        key: For its weights.
+        dtype: Of its weights.
+    """
+
+    network: Network
+    moved: tuple[bool, ...] = eqx.field(static=True)
+
+    def __init__(
+        self,
+        dim: int,
+        index: int,
+        hidden_dims: tuple[int, ...],
+        num_bins: int,
+        nonlinearity: Callable[[Array], Array],
+        *,
+        key: Key,
+        dtype: DTypeLike,
+    ):
+        self.moved = moved_by(dim, index)
+        widths = _widths(self.moved, hidden_dims, 3 * num_bins + 1)
+        self.network = Network(widths, nonlinearity, key=key, dtype=dtype)
+
+    def scalar_map(self, parameters: Float[Array, "*batch moved count"]) -> distrax.Bijector:
+        """Return the splines."""
+        return distrax.RationalQuadraticSpline(
+            parameters,
+            -_SPLINE_BOUND,
+            _SPLINE_BOUND,
+            min_bin_size=_SPLINE_FLOOR,
+            min_knot_slope=_SPLINE_FLOOR,
+        )
+
+    def restarted(self) -> SplineCoupling:
+        """Return the identity, with the hidden layers as they are."""
+        return eqx.tree_at(lambda layer: layer.network, self, self.network.restarted())
+
+
+def moved_by(dim: int, index: int) -> tuple[bool, ...]:
+    """Say which coordinates a layer moves.
+
+    The layers with even index `2 b` move the coordinates whose number has a zero as its `b`-th
+    binary digit, those after them the others; `b` runs through all digits and starts again. So any
+    two coordinates are on different sides in some layers.
+    """
+    if dim == 1:
+        return (True,)
+    digit = (index // 2) % (dim - 1).bit_length()
+    return tuple((i >> digit) & 1 == index % 2 for i in range(dim))
+
+
+def _widths(moved: tuple[bool, ...], hidden_dims: tuple[int, ...], count: int) -> tuple[int, ...]:
+    return (len(moved) - sum(moved), *hidden_dims, sum(moved) * count)

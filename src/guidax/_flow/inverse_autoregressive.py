@@ -1,0 +1,74 @@
+"""The layer of inverse autoregressive flow."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import equinox as eqx
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, DTypeLike, Float
+
+from .._types import Key
+from .autoregressive import AbstractAutoregressive
+from .base import Vector
+from .masks import dense_masks, skip_mask
+from .network import Network
+
+
+class InverseAutoregressive(AbstractAutoregressive):
+    """`y = exp(s(x)) x + m(x)`, where the `i`-th entries of `m` and `s` read the `x` before it.
+
+    Both come from one masked network (Germain et al. 2015). It starts as the identity: `m = s = 0`.
+
+    Source: Kingma et al. 2016, "Improving variational inference with inverse autoregressive flow",
+    equation 10.
+
+    Args:
+        dim: Length of the vector.
+        hidden_dims: Widths of the hidden layers.
+        skips: Whether inputs are connected to the outputs directly as well.
+        nonlinearity: Of the network.
+        key: For its weights.
+        dtype: Of its weights.
+    """
+
+    network: Network
+
+    def __init__(
+        self,
+        dim: int,
+        hidden_dims: tuple[int, ...],
+        nonlinearity: Callable[[Array], Array],
+        *,
+        skips: bool,
+        key: Key,
+        dtype: DTypeLike,
+    ):
+        widths = (dim, *hidden_dims, 2 * dim)
+        self.network = Network(widths, nonlinearity, skips=skips, key=key, dtype=dtype)
+
+    def location_and_log_scale(self, x: Vector) -> tuple[Vector, Vector]:
+        """Return `m(x)` and `s(x)`."""
+        dim = x.shape[0]
+        hidden_dims = tuple(weight.shape[1] for weight in self.network.weights[:-1])
+        outputs = self.network(x, dense_masks(dim, hidden_dims), skip_mask(dim))
+        return outputs[:dim], outputs[dim:]
+
+    def forward_and_log_det(self, x: Vector) -> tuple[Vector, Float[Array, ""]]:
+        """Return the image, and the sum of `s`."""
+        location, log_scale = self.location_and_log_scale(x)
+        return jnp.exp(log_scale) * x + location, jnp.sum(log_scale)
+
+    def solve(self, y: Vector) -> Vector:
+        """Return the inverse by `dim` passes: the `i`-th pass settles the `i`-th coordinate."""
+
+        def settle(_: Array, x: Vector) -> Vector:
+            location, log_scale = self.location_and_log_scale(x)
+            return (y - location) * jnp.exp(-log_scale)
+
+        return lax.fori_loop(0, y.shape[0], settle, jnp.zeros_like(y))
+
+    def restarted(self) -> InverseAutoregressive:
+        """Return the identity, with the hidden layers as they are."""
+        return eqx.tree_at(lambda layer: layer.network, self, self.network.restarted())

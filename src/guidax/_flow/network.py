@@ -1,0 +1,94 @@
+"""Small dense networks with fixed masks."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, DTypeLike, Float
+
+from .._model.static import Static
+from .._types import Key
+
+_BIAS_SCALE = 0.01
+
+
+class Network(eqx.Module):
+    """`x -> W_n a(... a(W_1' x + b_1) ...) + b_n`, with the last layer at zero when it starts.
+
+    Weights are drawn with the variance `2 / (inputs + outputs)` of Glorot and Bengio 2010, equation
+    16, masked entries and all. The masks are those of the caller: they are no part of the network,
+    whose leaves are all trained.
+
+    Args:
+        widths: Number of units of each layer, from the inputs to the outputs.
+        nonlinearity: What stands between the layers, coordinate by coordinate.
+        skips: Whether inputs are also connected to the outputs directly.
+        key: For the weights.
+        dtype: Of the weights.
+    """
+
+    weights: tuple[Float[Array, "inputs outputs"], ...]
+    biases: tuple[Float[Array, " outputs"], ...]
+    skip: Float[Array, "inputs outputs"] | None
+    nonlinearity: Static = eqx.field(static=True)
+
+    def __init__(
+        self,
+        widths: Sequence[int],
+        nonlinearity: Callable[[Array], Array],
+        *,
+        skips: bool = False,
+        key: Key,
+        dtype: DTypeLike,
+    ):
+        self.weights, self.biases = _initial(key, tuple(widths), np.dtype(dtype))
+        zeros = np.zeros((widths[0], widths[-1]), dtype)
+        self.skip = jnp.asarray(zeros) if skips else None
+        self.nonlinearity = Static(nonlinearity)
+
+    def __call__(
+        self,
+        x: Float[Array, "*batch inputs"],
+        masks: Sequence[np.ndarray] | None = None,
+        skip_mask: np.ndarray | None = None,
+    ) -> Float[Array, "*batch outputs"]:
+        """Return the outputs; each weight matrix times its mask, where there is one."""
+        hidden = x
+        for i, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
+            hidden = self.nonlinearity.value(hidden) if i else hidden
+            hidden = hidden @ _masked(weight, masks and masks[i]) + bias
+        return hidden if self.skip is None else hidden + x @ _masked(self.skip, skip_mask)
+
+    def restarted(self) -> Network:
+        """Return the network with its last layer, and what skips to it, at zero."""
+        zeros = [jnp.zeros_like(x) for x in self._last()]
+        return eqx.tree_at(Network._last, self, zeros)
+
+    def _last(self) -> list[Any]:
+        return [self.weights[-1], self.biases[-1], *([] if self.skip is None else [self.skip])]
+
+
+def _masked(weight: Array, mask: np.ndarray | None) -> Array:
+    return weight if mask is None else weight * mask.astype(weight.dtype)
+
+
+@functools.partial(jax.jit, static_argnames=("widths", "dtype"))
+def _initial(key: Key, widths: tuple[int, ...], dtype: np.dtype) -> tuple[Any, Any]:
+    """Draw the weights with one generator call, which is what costs compilation."""
+    shapes = [(m + 1, n) for m, n in zip(widths[:-2], widths[1:-1], strict=True)]
+    sizes = np.cumsum([m * n for m, n in shapes])
+    noise = jax.random.normal(key, (int(sizes[-1]) if shapes else 0,), dtype)
+    weights, biases = [], []
+    for (m, n), flat in zip(shapes, jnp.split(noise, sizes[:-1]), strict=False):
+        drawn = flat.reshape(m, n)
+        weights.append(drawn[:-1] * (2 / (m - 1 + n)) ** 0.5)
+        biases.append(drawn[-1] * _BIAS_SCALE)
+    weights.append(jnp.zeros(widths[-2:], dtype))
+    biases.append(jnp.zeros(widths[-1], dtype))
+    return tuple(weights), tuple(biases)
