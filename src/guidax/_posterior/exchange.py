@@ -12,6 +12,7 @@ from jax import random
 from jaxtyping import Array
 
 from .._family.base import AbstractFamily
+from .._family.dais import AbstractDAIS
 from .._family.diagonal import DiagonalNormal
 from .._family.laplace import LaplacePoint
 from .._family.low_rank import LowRankNormal
@@ -19,12 +20,14 @@ from .._family.multivariate import MultivariateNormal
 from .._family.normal import MeanFieldNormal
 from .._family.point import Point
 from .._family.product import Product
+from .._family.surrogate_dais import SurrogateDAIS
 from .._guide.guide import AutoGuide
 from .._model.batch import Batch, as_batch, blank_batch
 from .._model.bijector_maps import inverse_softplus
 from .._model.matrix_maps import ScaledUnitLowerCholesky
-from .._model.model import at_zero
+from .._model.model import AbstractModel, at_zero
 from .._model.target import Draw
+from .exchange_dais import dais_inward, dais_outward
 
 
 def to_numpyro_params(
@@ -47,8 +50,9 @@ def to_numpyro_params(
 
     Raises:
         TypeError: If NumPyro has no such guide.
-        ValueError: If two parts of a list would share a name, or a batched normal holds several
-            sites, which NumPyro's lays out otherwise.
+        ValueError: If two parts of a list would share a name, if a batched normal holds several
+            sites, which NumPyro's lays out otherwise, or if the moves of `AutoDAIS` are none of
+            NumPyro's: see `docs/differences.md`.
     """
     batch = _batch(guide, args, kwargs)
     found = dict(guide.param_values(batch))
@@ -90,16 +94,21 @@ def from_numpyro_params(
     """
     batch = _batch(guide, args, kwargs)
     family = _inward(guide.family, _Reader(params), prefix, guide, batch)
-    missing = [name for name in guide.model.params if name not in params]
+    model = _with_params(guide.model, params, batch)
+    return eqx.tree_at(lambda g: (g.model, g.family), guide, (model, family))
+
+
+def _with_params(model: AbstractModel, params: Mapping[str, Any], batch: Batch) -> AbstractModel:
+    """Return the model, or surrogate, with the values of its `param` sites."""
+    missing = [name for name in model.params if name not in params]
     if missing:
-        raise ValueError(f"params lacks the model's param sites {missing}.")
-    given = {name: _params_like(x, params[name], name) for name, x in guide.model.params.items()}
-    found = _unconstrained_params(guide, batch, given)
-    for name, own in guide.model.params.items():
+        raise ValueError(f"params lacks the param sites {missing} of {model.name}.")
+    given = {name: _params_like(x, params[name], name) for name, x in model.params.items()}
+    found = _unconstrained_params(model, batch, given)
+    for name, own in model.params.items():
         if (shape := _shapes(found[name])) != _shapes(own):
             raise ValueError(f"{name!r} has shape {shape}; the guide's is {_shapes(own)}.")
-    model = guide.model.with_params(found)
-    return eqx.tree_at(lambda g: (g.model, g.family), guide, (model, family))
+    return model.with_params(found)
 
 
 def _batch(guide: AutoGuide, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Batch:
@@ -148,6 +157,8 @@ def _outward(
         }
     if isinstance(family, LaplacePoint):
         return {f"{prefix}_loc": family.loc}
+    if isinstance(family, AbstractDAIS):
+        return dais_outward(family, prefix)
     raise _unknown(family)
 
 
@@ -155,14 +166,14 @@ class _Reader:
     """Takes parameters by name, and checks their shapes."""
 
     def __init__(self, params: Mapping[str, Any]):
-        self._params = params
+        self.params = params
 
     def __call__(self, name: str, like: Array) -> Array:
-        if name not in self._params:
+        if name not in self.params:
             raise ValueError(
-                f"params lacks {name!r}; it has {sorted(self._params)}. Is prefix the right one?"
+                f"params lacks {name!r}; it has {sorted(self.params)}. Is prefix the right one?"
             )
-        value = jnp.asarray(self._params[name], like.dtype)
+        value = jnp.asarray(self.params[name], like.dtype)
         if value.shape != like.shape:
             raise ValueError(f"{name!r} has shape {value.shape}; the guide's is {like.shape}.")
         return value
@@ -184,6 +195,12 @@ def _inward(
         own = _constrained(guide, batch, family.loc)
         given = {n: read(f"{n}_{prefix}_loc", own[n]) for n in family.loc}
         return eqx.tree_at(lambda f: f.loc, family, _unconstrained(guide, batch, given))
+    if isinstance(family, AbstractDAIS):
+        moved = dais_inward(family, read, prefix)
+        if not isinstance(moved, SurrogateDAIS):
+            return moved
+        surrogate = _with_params(moved.surrogate, read.params, moved.data.value)
+        return eqx.tree_at(lambda f: f.surrogate, moved, surrogate)
     loc = read(f"{prefix}_loc", _loc_of(family))
     if isinstance(family, DiagonalNormal):
         raw = inverse_softplus(read(f"{prefix}_scale", family.raw_scale))
@@ -244,6 +261,8 @@ def _unconstrained(guide: AutoGuide, batch: Batch, x: dict[str, Array]) -> dict[
 
 
 @jax.jit
-def _unconstrained_params(guide: AutoGuide, batch: Batch, values: dict[str, Any]) -> dict[str, Any]:
-    sites = guide.model.run(batch, random.key(0), at_zero, dict(batch.rows)).sites
+def _unconstrained_params(
+    model: AbstractModel, batch: Batch, values: dict[str, Any]
+) -> dict[str, Any]:
+    sites = model.run(batch, random.key(0), at_zero, dict(batch.rows)).sites
     return {name: sites[name].bijection.inverse(x) for name, x in values.items()}
