@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import distrax
 import equinox as eqx
 import jax
@@ -51,12 +53,14 @@ class Flow(AbstractFlat):
     def sample(self, key: Key) -> tuple[Float[Array, " dim"], Float[Array, ""]]:
         """Return `A(f(eps))`, with its density from the same pass."""
         eps, log_p = standard_normal(key, self.affine.loc)
-        z, log_det = self.transform().forward_and_log_det(eps)
+        transform: Any = self.transform()
+        z, log_det = transform.forward_and_log_det(eps)
         return z, log_p - log_det
 
     def log_density(self, z: Float[Array, " dim"]) -> Float[Array, ""]:
         """Return the density, which takes the inverse of the flow."""
-        eps, log_det = self.transform().inverse_and_log_det(z)
+        transform: Any = self.transform()
+        eps, log_det = transform.inverse_and_log_det(z)
         return jnp.sum(log_normal(eps)) + log_det
 
     def path_draw(self, key: Key, target: Target) -> Draw:
@@ -70,15 +74,16 @@ class Flow(AbstractFlat):
         self._whole(target.indices)
         eps, _ = standard_normal(key, self.affine.loc)
         frozen = jax.tree.map(lax.stop_gradient, self)
+        flow, affine = frozen.flow.bijector(), frozen.affine.transform()
 
         def log_q_at(eps: Float[Array, " dim"]) -> Float[Array, ""]:
-            return jnp.sum(log_normal(eps)) - frozen.transform().forward_and_log_det(eps)[1]
+            log_det: Any = distrax.Chain([affine, flow]).forward_log_det_jacobian(eps)
+            return jnp.sum(log_normal(eps)) - log_det
 
         log_q, gradient = jax.value_and_grad(log_q_at)(eps)
-        image = frozen.flow.bijector().forward(eps)
+        image = jnp.asarray(flow.forward(eps))
         gradient = frozen.flow.pull_back(eps, image, gradient)
-        affine = frozen.affine.transform()
-        gradient = pull_back_by_inverse(affine, affine.forward(image), gradient)
-        z = self.transform().forward(eps)
+        gradient = pull_back_by_inverse(affine, jnp.asarray(affine.forward(image)), gradient)
+        z = jnp.asarray(self.transform().forward(eps))
         along = log_q + jnp.vdot(gradient, z - lax.stop_gradient(z))
         return Draw.of(self.to_values(z, target.indices), "unconstrained", {self.block: along})

@@ -46,9 +46,9 @@ def fit(
         steps: How many steps, a Python integer.
         optimizer: A function of the learning rate that returns an optax optimizer, such as
             `optax.adam`: it is called inside the compiled program, so every rate shares one. A
-            ready optimizer works as well, but each new object compiles again. None: Adam with a rate
-            that falls to zero over this call's steps along a half cosine, and the global gradient
-            norm clipped, at 10 in the beginning, rising to 100,000.
+            ready optimizer works as well, but each new object compiles again. None: Adam with a
+            rate that falls to zero over this call's steps along a half cosine, and the global
+            gradient norm clipped, at 10 in the beginning, rising to 100,000.
         learning_rate: A number, or a schedule: a function of the step. None is what the guide names
             for the default optimizer (0.3 for mean-field normals and points, 0.01 where the model
             has a module's arrays in it), and 0.01 for another.

@@ -81,14 +81,12 @@ def _clip(max_norm: Float[Array, ""]) -> optax.GradientTransformation:
     gradients, from a poor start, stay in Adam's second moment for tens of thousands of steps.
     """
 
-    def update(
-        gradients: PyTree, state: optax.EmptyState, params: PyTree = None
-    ) -> tuple[PyTree, optax.EmptyState]:
+    def clip(gradients: PyTree, params: PyTree) -> PyTree:
         del params
         factor = jnp.minimum(1.0, max_norm / optax.tree.norm(gradients))
-        return jax.tree.map(lambda g: (g * factor).astype(g.dtype), gradients), state
+        return jax.tree.map(lambda g: (g * factor).astype(g.dtype), gradients)
 
-    return optax.GradientTransformation(lambda _: optax.EmptyState(), update)
+    return optax.stateless(clip)
 
 
 def make_recipe(

@@ -67,11 +67,11 @@ class _Autoregressive(distrax.Bijector):
         super().__init__(event_ndims_in=1)
         self._layer = layer
 
-    def forward_and_log_det(self, x: Array) -> tuple[Array, Array]:
+    def forward_and_log_det(self, x: Any) -> tuple[Array, Array]:
         """Return `f(x)` and `log |det J(x)|`."""
         return jnp.vectorize(self._layer.forward_and_log_det, signature="(n)->(n),()")(x)
 
-    def inverse_and_log_det(self, y: Array) -> tuple[Array, Array]:
+    def inverse_and_log_det(self, y: Any) -> tuple[Array, Array]:
         """Return `x` with `f(x) = y`, and `-log |det J(x)|`."""
         x = jnp.vectorize(lambda at: _inverse(self._layer, at), signature="(n)->(n)")(y)
         return x, -self.forward_and_log_det(x)[1]

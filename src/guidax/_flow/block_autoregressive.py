@@ -26,15 +26,15 @@ class BlockAutoregressive(AbstractAutoregressive):
     Each input has its own hidden units in every layer, which see the units of earlier inputs too,
     and rise with their own. The matrix of a layer is `w = exp(W)` in diagonal blocks, `W` in the
     blocks above them, zero elsewhere, and it is used with weight normalisation: column `j` times
-    `exp(log_scale_j) / |w_j|`. The activation is `tanh(u) + 0.01 u`. The diagonal of the Jacobian is
-    a product of diagonal blocks, multiplied in log space.
+    `exp(log_scale_j) / |w_j|`. The activation is `tanh(u) + 0.01 u`. The diagonal of the Jacobian
+    is a product of diagonal blocks, multiplied in log space.
 
     With a gate `g` the map is `a f(x) + (1 - a) x`, `a = sigmoid(g)`.
 
     It starts close to the identity. Weights off the diagonal blocks are zero, so that every
-    coordinate has the same map; what enters an activation is so small that it is nearly straight; the
-    biases of a coordinate's units lie on both sides of zero, so that even terms cancel; the last
-    layer gives a standard normal its second moment back.
+    coordinate has the same map; what enters an activation is so small that it is nearly straight;
+    the biases of a coordinate's units lie on both sides of zero, so that even terms cancel; the
+    last layer gives a standard normal its second moment back.
 
     Source: De Cao, Titov and Aziz 2019, "Block neural autoregressive flow", equations 8 to 12; the
     activation is NumPyro's.
@@ -51,9 +51,7 @@ class BlockAutoregressive(AbstractAutoregressive):
     biases: tuple[Float[Array, " outputs"], ...]
     gate: Float[Array, ""] | None
 
-    def __init__(
-        self, dim: int, hidden_factors: tuple[int, ...], *, gated: bool, dtype: DTypeLike
-    ):
+    def __init__(self, dim: int, hidden_factors: tuple[int, ...], *, gated: bool, dtype: DTypeLike):
         factors = (1, *hidden_factors, 1)
         log_scales, biases = _start(hidden_factors, min(0.3, _START_SCALE * dim**-0.25))
         self.weights = tuple(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import distrax
+import jax.numpy as jnp
 
 from .base import AbstractLayer, Vector
 
@@ -29,7 +30,7 @@ class Composition(AbstractLayer):
         """Return `J^-T g`, layer by layer."""
         del y
         for layer in self.layers:
-            image = layer.bijector().forward(x)
+            image = jnp.asarray(layer.bijector().forward(x))
             x, g = image, layer.pull_back(x, image, g)
         return g
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Callable
+from typing import Any
 
 import distrax
 import equinox as eqx
@@ -39,7 +40,7 @@ class AbstractCoupling(AbstractLayer):
         order = np.argsort(self.moved, kind="stable")  # what stays comes first
         num_moved = sum(self.moved)
 
-        def parameters(kept: Array) -> Array:
+        def parameters(kept: Any) -> Array:
             outputs = self.network(kept)
             return outputs.reshape(*outputs.shape[:-1], num_moved, -1)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from fractions import Fraction
 
 import numpy as np
@@ -29,7 +30,7 @@ def dense_masks(dim: int, hidden_dims: tuple[int, ...]) -> tuple[np.ndarray, ...
     """
     degrees = [np.arange(1, dim + 1), *(hidden_degrees(dim, width) for width in hidden_dims)]
     outputs = np.tile(np.arange(1, dim + 1), 2)
-    hidden = [later >= earlier[:, None] for earlier, later in zip(degrees, degrees[1:])]
+    hidden = [later >= earlier[:, None] for earlier, later in itertools.pairwise(degrees)]
     return (*hidden, outputs > degrees[-1][:, None])
 
 

@@ -62,7 +62,7 @@ class Network(eqx.Module):
         hidden = x
         for i, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
             hidden = self.nonlinearity.value(hidden) if i else hidden
-            hidden = hidden @ _masked(weight, masks and masks[i]) + bias
+            hidden = hidden @ _masked(weight, None if masks is None else masks[i]) + bias
         return hidden if self.skip is None else hidden + x @ _masked(self.skip, skip_mask)
 
     def restarted(self) -> Network:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import distrax
 import equinox as eqx
 import jax.numpy as jnp
@@ -22,11 +24,11 @@ class Rearrangement(distrax.Bijector):
         super().__init__(event_ndims_in=1)
         self._order = tuple(int(i) for i in order)
 
-    def forward_and_log_det(self, x: Array) -> tuple[Array, Array]:
+    def forward_and_log_det(self, x: Any) -> tuple[Array, Array]:
         """Return the entries in the new order."""
         return x[..., np.array(self._order)], jnp.zeros(x.shape[:-1], x.dtype)
 
-    def inverse_and_log_det(self, y: Array) -> tuple[Array, Array]:
+    def inverse_and_log_det(self, y: Any) -> tuple[Array, Array]:
         """Return the entries in the old order."""
         return y[..., np.argsort(self._order)], jnp.zeros(y.shape[:-1], y.dtype)
 
