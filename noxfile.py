@@ -159,3 +159,17 @@ def posteriordb(session: nox.Session) -> None:
     """Guides on nine posteriors of posteriordb: `nox -s posteriordb -- FOLDER`."""
     session.install(".", *group("benchmarks"))
     session.run("python", "benchmarks/posteriordb.py", *session.posargs)
+
+
+@nox.session
+def targets(session: nox.Session) -> None:
+    """Guides on three posteriors of known evidence: `nox -s targets -- FOLDER`."""
+    session.install(".", *group("benchmarks"))
+    session.run("python", "benchmarks/targets.py", *session.posargs)
+
+
+@nox.session
+def dais_speed(session: nox.Session) -> None:
+    """What `AutoDAIS` costs, beside the same arithmetic by hand and beside NumPyro."""
+    session.install(".", *group("benchmarks"))
+    session.run("python", "benchmarks/dais_speed.py", *session.posargs)
