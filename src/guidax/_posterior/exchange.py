@@ -14,6 +14,7 @@ from jaxtyping import Array
 from .._family.base import AbstractFamily
 from .._family.dais import AbstractDAIS
 from .._family.diagonal import DiagonalNormal
+from .._family.flow import Flow
 from .._family.laplace import LaplacePoint
 from .._family.low_rank import LowRankNormal
 from .._family.multivariate import MultivariateNormal
@@ -28,6 +29,7 @@ from .._model.matrix_maps import ScaledUnitLowerCholesky
 from .._model.model import AbstractModel, at_zero
 from .._model.target import Draw
 from .exchange_dais import dais_inward, dais_outward
+from .exchange_flow import flow_inward, flow_outward
 
 
 def to_numpyro_params(
@@ -133,9 +135,7 @@ def _parts(family: AbstractFamily) -> tuple[AbstractFamily, ...]:
     return family.parts if isinstance(family, Product) else (family,)
 
 
-def _outward(
-    family: AbstractFamily, prefix: str, guide: AutoGuide, batch: Batch
-) -> dict[str, Array]:
+def _outward(family: AbstractFamily, prefix: str, guide: AutoGuide, batch: Batch) -> dict[str, Any]:
     """Return the parameters of one family."""
     _require_one_layout(family)
     if isinstance(family, MeanFieldNormal):
@@ -159,6 +159,8 @@ def _outward(
         return {f"{prefix}_loc": family.loc}
     if isinstance(family, AbstractDAIS):
         return dais_outward(family, prefix)
+    if isinstance(family, Flow):
+        return flow_outward(family, prefix)
     raise _unknown(family)
 
 
@@ -201,6 +203,8 @@ def _inward(
             return moved
         surrogate = _with_params(moved.surrogate, read.params, moved.data.value)
         return eqx.tree_at(lambda f: f.surrogate, moved, surrogate)
+    if isinstance(family, Flow):
+        return flow_inward(family, read.params, prefix)
     loc = read(f"{prefix}_loc", _loc_of(family))
     if isinstance(family, DiagonalNormal):
         raw = inverse_softplus(read(f"{prefix}_scale", family.raw_scale))
