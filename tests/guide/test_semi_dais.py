@@ -164,6 +164,22 @@ def test_a_row_moves_alike_in_every_batch(shared, key):
         np.testing.assert_allclose(some["gap"], some["z"] - some["m"][:, None], atol=1e-6)
 
 
+def test_padded_rows_leave_the_evidence_as_it_is(key):
+    def model(y, mask):
+        with gx.plate("data", 4), gx.handlers.mask(mask=mask):
+            z = gx.sample("z", distrax.Normal(jnp.zeros(()), 1.0))
+            gx.sample("y", distrax.Normal(z, 0.5), obs=y)
+
+    y = jnp.array([*np.asarray(DATA), jnp.nan])
+    args = (y, jnp.array([True, True, True, False]))
+    guide = gx.AutoSemiDAIS(model, *args, key=key, K=2, eta_max=0.5, init_scale=0.6)
+    result = gx.fit(key, guide, *args, steps=300, learning_rate=0.03, progress=False)
+    elbos = -jax.vmap(lambda k: gx.ELBO()(result.guide, k, *args))(jax.random.split(key, 4_000))
+    evidence = normal_evidence((1 + 0.25) * np.eye(ROWS), np.asarray(DATA))
+    error = float(elbos.std()) / 4_000**0.5
+    assert evidence - 0.3 < float(elbos.mean()) < evidence + 5 * error
+
+
 def regression(X, y, rows):
     """Robust regression: noise `0.1 / sqrt(tau)`, a tau for each datum."""
     zeros = jnp.zeros(3)

@@ -31,7 +31,9 @@ class LocalDAIS(AbstractFamily):
     the moves make up the row's log q, which counts N/B times as its terms do.
 
     Args:
-        base: A family over the same sites, whose density factors over the rows of the plate.
+        base: A family over the same sites, whose density factors over the rows of the plate. Where
+            the batch says which rows it holds, the noise of the moves belongs to the row, and so
+            does that of normals, but a program draws as it pleases.
         dynamics: Parameters of the moves: for each row, or shared by all.
         plate: The plate.
 

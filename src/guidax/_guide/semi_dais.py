@@ -39,8 +39,9 @@ class AutoSemiDAIS(AutoGuide):
     globals)`, where row i's latents start from a base and move by `K` steps towards their own
     density given the globals, the model's terms in row i of the plate. So the bound is tighter than
     that of independent normals, and a row's posterior depends on the globals. It assumes that rows
-    are independent given what is outside the plate, which construction checks. A step of training
-    costs about `K` gradients of the model on the rows of the batch.
+    are independent given what is outside the plate, which construction checks, except inside a
+    transformation, where values are not known. A step of training costs about `K` gradients of the
+    model on the rows of the batch, and their derivatives.
 
     `batch.at(plate=indices)` draws the posterior of named rows:
     `guide.sample_posterior(key, gx.Batch(y).at(data=jnp.array([3, 7])))`.
