@@ -10,6 +10,8 @@ import numpy as np
 from tensorflow_probability.substrates.jax import distributions as tfd
 
 import guidax as gx
+from guidax._model.program import Program, as_model
+from guidax._model.trace import Trace
 
 traces = [0]
 
@@ -68,6 +70,47 @@ class Network(eqx.Module):
 
 
 NETWORK_DATA = jnp.array([0.3, -1.0, 0.5], float)
+
+
+class BesideRows(gx.AbstractModel):
+    """Any model, and beside it three rows with a latent each, `row_i ~ N(0, 1)`: evidence one."""
+
+    params: dict
+    inner: gx.AbstractModel
+
+    def __init__(self, inner):
+        inner = as_model(inner)
+        self.params, self.inner = inner.params, inner.with_params({})
+
+    def run(self, batch, key, choose, indices):
+        """Run both."""
+        both = jax.random.split(key)
+        whole = self.inner.with_params(self.params).run(batch, both[0], choose, indices)
+        rows = Program(_rows).run(gx.Batch(), both[1], choose, indices)
+        return Trace(whole.sites | rows.sites, whole.plates | rows.plates, whole.result)
+
+    def signature(self):
+        """Return the model's."""
+        return self.inner.signature()
+
+    @property
+    def name(self):
+        """Return the model's."""
+        return self.inner.name
+
+    @property
+    def has_module(self):
+        """Return the model's."""
+        return self.inner.has_module
+
+    def plate_rows(self, create_plates, batch, key):
+        """Return the model's."""
+        return self.inner.plate_rows(create_plates, batch, key)
+
+
+def _rows():
+    with gx.plate("beside", 3):
+        gx.sample("row", distrax.Normal(jnp.zeros(()), 1.0))
 
 
 def triangle():

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 import guidax as gx
+from models import BesideRows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,6 +27,9 @@ class Entry:
         has_density: Whether its density at any point is known in closed form.
         trains_as_point: Whether an objective sees a point, around which it spreads out later.
         is_variant: Whether it is another guide with an option, whose statistics need no test twice.
+        needs_rows: Whether it takes only models with latents in a plate.
+        beside: Sites that `make` puts beside any model, with their shapes: rows that the guide
+            needs.
     """
 
     make: Callable
@@ -35,10 +39,19 @@ class Entry:
     has_density: bool = True
     trains_as_point: bool = False
     is_variant: bool = False
+    needs_rows: bool = False
+    beside: tuple[tuple[str, tuple[int, ...]], ...] = ()
 
 
 batched_normal = functools.partial(gx.AutoBatchedMultivariateNormal, batch_ndim=0)
 batched_low_rank = functools.partial(gx.AutoBatchedLowRankMultivariateNormal, batch_ndim=0)
+
+
+# Small flows: compilation is what costs.
+iaf = functools.partial(gx.AutoIAFNormal, num_flows=2, hidden_dims=(4,))
+bnaf = functools.partial(gx.AutoBNAFNormal, hidden_factors=(3,))
+real_nvp = functools.partial(gx.AutoRealNVPNormal, num_flows=2, hidden_dims=(4,))
+nsf = functools.partial(gx.AutoNSFNormal, num_flows=2, hidden_dims=(4,), num_bins=4)
 
 
 def curved(potential, z):
@@ -69,6 +82,12 @@ def surrogate(model, *args, key, **kwargs):
     return gx.AutoSurrogateLikelihoodDAIS(model, stand_in, *args, key=key, **kwargs)
 
 
+def semi(model, *args, key, **kwargs):
+    """Put rows beside the model: every contract holds whatever the globals are."""
+    beside = BesideRows(model)
+    return gx.AutoSemiDAIS(beside, *args, key=key, K=2, subsample_plate="beside", **kwargs)
+
+
 GUIDES = {
     "AutoNormal": Entry(gx.AutoNormal),
     "AutoDelta": Entry(gx.AutoDelta, is_distribution=False),
@@ -80,9 +99,20 @@ GUIDES = {
     "AutoBatchedLowRankMultivariateNormal": Entry(
         batched_low_rank, holds_rows=False, is_variant=True
     ),
+    "AutoIAFNormal": Entry(iaf, holds_rows=False),
+    "AutoBNAFNormal": Entry(bnaf, holds_rows=False),
+    "AutoRealNVPNormal": Entry(real_nvp, holds_rows=False, is_variant=True),
+    "AutoNSFNormal": Entry(nsf, holds_rows=False),
     "AutoGuideList": Entry(listed),
     "AutoDAIS": Entry(gx.AutoDAIS, holds_rows=False, reads_data=True, has_density=False),
     "AutoSurrogateLikelihoodDAIS": Entry(surrogate, holds_rows=False, has_density=False),
+    "AutoSemiDAIS": Entry(
+        semi, holds_rows=False, reads_data=True, has_density=False, beside=(("row", (3,)),)
+    ),
+}
+# Guides that take subsampled plates with latents, on models that have them.
+ROW_GUIDES = {name: e for name, e in GUIDES.items() if e.holds_rows} | {
+    "AutoSemiDAIS": Entry(gx.AutoSemiDAIS, reads_data=True, has_density=False, needs_rows=True),
 }
 
 every_guide = pytest.mark.parametrize("entry", GUIDES.values(), ids=GUIDES)

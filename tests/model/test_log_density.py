@@ -30,7 +30,8 @@ def test_a_fit_reaches_the_normalizer(entry, key):
     guide = entry.make(model, MEAN, key=key)
     fitted = gx.fit(key, guide, MEAN, steps=1500, objective=gx.ELBO(8), progress=False).guide
     draws = fitted.sample_posterior(key, MEAN, sample_shape=(10_000,))
-    assert draws.keys() == {"x", "inner.y"} and bool(jnp.all(draws["inner.y"] > 0))
+    assert draws.keys() == {"x", "inner.y", *dict(entry.beside)}
+    assert bool(jnp.all(draws["inner.y"] > 0))
     np.testing.assert_allclose(draws["x"].mean(axis=0), MEAN, atol=0.03)
     np.testing.assert_allclose(draws["x"].std(axis=0), 0.5, atol=0.03)
     elbo = -np.mean(jax.vmap(lambda k: gx.ELBO()(fitted, k, MEAN))(jax.random.split(key, 2000)))
