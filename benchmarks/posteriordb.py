@@ -421,6 +421,7 @@ def main():
     parser.add_argument("folder", type=Path, help="a folder for each posterior: see the README")
     parser.add_argument("--steps", type=int, default=5_000, help="of each fit of table 1")
     parser.add_argument("--only", nargs="+", choices=POSTERIORS, default=list(POSTERIORS))
+    parser.add_argument("--tables", nargs="+", type=int, choices=[1, 2], default=[1, 2])
     parser.add_argument("--json", help="write the figures, with date and versions, to this file")
     options = parser.parse_args()
     problems = {
@@ -430,21 +431,23 @@ def main():
 
     start = time.perf_counter()
     comparisons, gaps = [], []
-    print_comparison_header()
-    for name, (data, reference) in problems.items():
-        for guide_name in GUIDES:
-            comparisons.append(compare(name, guide_name, data, reference, options.steps))
-            print_comparison(comparisons[-1])
-            write(options, comparisons, gaps)
-    print_verdicts(comparisons)
-    print()
-    print_gaps_header()
-    for family in FAMILIES:
-        for name, (data, _) in problems.items():
-            gaps.append(measure_gaps(name, family, data))
-            print_gaps(gaps[-1])
-            write(options, comparisons, gaps)
-    print_target(gaps)
+    if 1 in options.tables:
+        print_comparison_header()
+        for name, (data, reference) in problems.items():
+            for guide_name in GUIDES:
+                comparisons.append(compare(name, guide_name, data, reference, options.steps))
+                print_comparison(comparisons[-1])
+                write(options, comparisons, gaps)
+        print_verdicts(comparisons)
+        print()
+    if 2 in options.tables:
+        print_gaps_header()
+        for family in FAMILIES:
+            for name, (data, _) in problems.items():
+                gaps.append(measure_gaps(name, family, data))
+                print_gaps(gaps[-1])
+                write(options, comparisons, gaps)
+        print_target(gaps)
     print(f"{(time.perf_counter() - start) / 60:.0f} minutes")
 
 
