@@ -23,7 +23,12 @@ def inverse_softplus(x: float) -> float:
 
 def filled_like(tree: PyTree, value: float) -> PyTree[Array]:
     """Return the same tree of arrays filled with one number, built by NumPy: nothing compiles."""
-    return jax.tree.map(lambda x: jnp.asarray(np.full(x.shape, value, x.dtype)), tree)
+    return jax.tree.map(lambda x: from_host(np.full(x.shape, value, x.dtype)), tree)
+
+
+def from_host(x: np.ndarray | np.generic) -> Array:
+    """Return NumPy's array as JAX's: `jnp.asarray` would compile a program for each shape."""
+    return jax.device_put(x)
 
 
 def log_normal(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:

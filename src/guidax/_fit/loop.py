@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from .._model.batch import Batch, as_batch
-from .._numerics import is_traced
+from .._numerics import from_host, is_traced
 from .caller import warn_caller
 from .progress import Pace, Progress, Report
 from .source import CAPACITY, AbstractSource, Batches, OneBatch
@@ -120,4 +120,4 @@ def _on_host(
 
 
 def _joined(losses: list[np.ndarray]) -> Float[Array, " steps"]:
-    return jnp.asarray(np.concatenate(losses))
+    return from_host(np.concatenate(losses))

@@ -15,7 +15,7 @@ from jaxtyping import Array, ArrayLike, Float, PyTree
 
 from .._guide.guide import AutoGuide
 from .._model.static import Static
-from .._numerics import is_traced
+from .._numerics import from_host, is_traced
 
 CLIP_NORM = 10.0  # of the gradient, as the default optimizer starts
 CLIP_GROWTH = 1e4  # by how much the norm has risen when it ends
@@ -126,7 +126,7 @@ def make_recipe(
                 "learning_rate is a positive number, or a schedule (a function of the step); got "
                 f"{learning_rate}."
             )
-        rate = jnp.asarray(number)  # checked before: under jit its value is hidden
+        rate = from_host(number)  # checked before: under jit its value is hidden
     recipe = Recipe(Static(optimizer), Static(schedule), _trained(guide, trainable), forward_mode)
     return recipe, rate
 

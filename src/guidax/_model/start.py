@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax, random
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
-from .._numerics import all_finite, is_traced, strong
+from .._numerics import all_finite, from_host, is_traced, strong
 from .._types import Key
 from .batch import Batch
 from .indices import drawable_plates
 from .model import AbstractModel, at_zero
-from .structure import describe, probe
+from .structure import describe
 from .target import Draw, Target
 from .trace import Indices, LatentSpec, Site, Structure, Trace
 
@@ -60,15 +62,24 @@ class Start:
         return dataclasses.replace(self, structure=structure, location=location)
 
 
-class _Found(eqx.Module):
-    """What the jitted search returns."""
+class _Try(eqx.Module):
+    """One starting point, and what there is to say about it.
+
+    Attributes:
+        params: Unconstrained values of the `param` sites.
+        location: Unconstrained values with all rows of plates, by site.
+        ok: Whether log density and gradient are finite.
+        terms: Log density by site.
+        outside: Which values of observed and `param` sites lie outside the support.
+        leaks: For each padded latent, whether another term reads a masked entry.
+    """
 
     params: dict[str, Any]
     location: dict[str, Array]
     ok: Bool[Array, ""]
     terms: dict[str, Float[Array, ""]]
-    outside: dict[str, Array]  # observed and param sites: number of values outside the support
-    leaks: dict[str, Array]  # padded latents: whether another term reads a masked entry
+    outside: dict[str, Bool[Array, "..."]]
+    leaks: dict[str, Bool[Array, ""]]
 
 
 def find_start(
@@ -101,11 +112,13 @@ def find_start(
     _require_continuous(model, structure)
     local = tuple(p for p in structure.local_plates if p.rows < p.size or draws_rows)
     admitted = () if is_traced((model, batch)) else drawable_plates(model, batch, local)
-    found = _search(model, batch.admit(admitted), key, strategy)
-    if not is_traced(found):
-        _raise_for(found)
-    model = model.with_params(found.params)
-    return Start(model, batch, found.location, structure, admitted)
+    inputs = model, batch.admit(admitted), key, strategy
+    first = from_host(np.int32(0))  # a tracer inside jit, where no result is known either
+    if is_traced((inputs, first)):
+        params, location = _search(*inputs, structure)
+    else:
+        params, location = _search_on_host(*inputs, structure)
+    return Start(model.with_params(params), batch, location, structure, admitted)
 
 
 def _require_continuous(model: AbstractModel, structure: Structure) -> None:
@@ -118,42 +131,50 @@ def _require_continuous(model: AbstractModel, structure: Structure) -> None:
         )
 
 
-@jax.jit
-def _search(model: AbstractModel, batch: Batch, key: Key, strategy: Any) -> _Found:
-    plain = batch.without_rows()
-    structure = probe(model, batch, key)
-    indices = _rows_of_start(model, batch, key, structure)
-    params = initial_params(model, plain, key, structure.params, indices)
-    model = model.with_params(params)
-    keys = random.split(key, (TRIES, len(structure.latents)))  # one generator call for them all
+def _search_on_host(
+    model: AbstractModel, batch: Batch, key: Key, strategy: Any, structure: Structure
+) -> tuple[dict[str, Any], dict[str, Array]]:
+    """Return parameters and location of the first usable try, or raise.
 
-    @jax.jit
-    def attempt(row: Array) -> tuple[dict[str, Array], dict[str, Array], Array, dict[str, Array]]:
-        return _attempt(model, plain, key, strategy, structure, indices, row)
+    Nearly always that is the first, and a program without a loop compiles in less time.
+    """
+    found = _try(model, batch, key, strategy, np.int32(0), structure)
+    for i in range(1, TRIES):
+        if found.ok:
+            break
+        found = _try(model, batch, key, strategy, np.int32(i), structure)
+    _raise_for(found)
+    return found.params, found.location
 
+
+@functools.partial(jax.jit, static_argnames="structure")
+def _search(
+    model: AbstractModel, batch: Batch, key: Key, strategy: Any, structure: Structure
+) -> tuple[dict[str, Any], dict[str, Array]]:
+    """Return the same inside a transformation; NaN in the location if no try is usable."""
+
+    def attempt(i: Array) -> tuple[dict[str, Array], Array]:
+        found = _try(model, batch, key, strategy, i, structure)
+        return found.location, found.ok
+
+    first = _try(model, batch, key, strategy, np.int32(0), structure)
     # Batched and placed as an attempt is, which an explicit mesh asks for under vmap. XLA folds the
     # attempt itself away.
-    blank = jax.tree.map(lambda x: jnp.where(False, x, jnp.zeros_like(x)), attempt(keys[0]))
-    none = blank[2].astype(jnp.int32)
+    blank = jax.tree.map(
+        lambda x: jnp.where(False, x, jnp.zeros_like(x)), (first.location, first.ok)
+    )
+    none = blank[1].astype(jnp.int32)
 
     def again(carry: Any) -> Array:
-        return (carry[0] < TRIES) & ~carry[1][2]
+        return (carry[0] < TRIES) & ~carry[1][1]
 
     def once(carry: Any) -> Any:
-        return carry[0] + 1, attempt(keys[carry[0]])
+        return carry[0] + 1, attempt(carry[0])
 
-    _, (u, full, ok, terms) = lax.while_loop(again, once, (none, blank))
-    target = Target(model, plain, key, dict(indices))
+    _, (location, ok) = lax.while_loop(again, once, (none, blank))
     # A failed member of an ensemble is visible, and harms no other.
-    full = jax.tree.map(lambda x: strong(jnp.where(ok, x, jnp.nan)), full)
-    return _Found(
-        params=jax.tree.map(strong, params),
-        location=full,
-        ok=ok,
-        terms=terms,
-        outside=_outside(target.run(Draw.of(u))),
-        leaks={name: _leak(target, u, name) for name in structure.padded},
-    )
+    location = jax.tree.map(lambda x: strong(jnp.where(ok, x, jnp.nan)), location)
+    return first.params, location
 
 
 def _rows_of_start(model: AbstractModel, batch: Batch, key: Key, structure: Structure) -> Indices:
@@ -193,17 +214,22 @@ def initial_params(
     return params
 
 
-def _attempt(
+@functools.partial(jax.jit, static_argnames="structure")
+def _try(
     model: AbstractModel,
     batch: Batch,
     key: Key,
     strategy: Any,
+    i: Int[Array, ""],
     structure: Structure,
-    indices: Indices,
-    row: Array,
-) -> tuple[dict[str, Array], dict[str, Array], Array, dict[str, Array]]:
-    """Return one starting point, the same with all rows, whether it is usable, and its terms."""
-    keys = dict(zip([s.name for s in structure.latents], row, strict=True))
+) -> _Try:
+    """Return the starting point of one number, with what there is to say about it."""
+    indices = _rows_of_start(model, batch, key, structure)
+    batch = batch.without_rows()
+    params = initial_params(model, batch, key, structure.params, indices)
+    model = model.with_params(params)
+    names = [s.name for s in structure.latents]
+    keys = dict(zip(names, random.split(random.fold_in(key, i), len(names)), strict=True))
     given: dict[str, Array] = {}  # values that a strategy gave for all rows of a plate
 
     def choose(site: Site) -> Array:
@@ -219,12 +245,21 @@ def _attempt(
         full[s.name] = _with_all_rows(all_rows.astype(s.dtype), s)
     target = Target(model, batch, key, dict(indices))
 
-    def density(u: dict[str, Array]) -> tuple[Array, dict[str, Array]]:
-        score = target.score(Draw.of(u))
-        return score.log_density, score.terms
+    def density(u: dict[str, Array]) -> tuple[Array, Any]:
+        draw = Draw.of(u)
+        trace = target.run(draw)
+        score = target.score_trace(trace, draw)
+        return score.log_density, (score.terms, _outside(trace))
 
-    (value, terms), grads = value_and_gradient(density, u)
-    return u, full, all_finite((value, grads)), terms
+    (value, (terms, outside)), grads = value_and_gradient(density, u)
+    return _Try(
+        params=jax.tree.map(strong, params),
+        location=jax.tree.map(strong, full),
+        ok=all_finite((value, grads)),
+        terms=terms,
+        outside=outside,
+        leaks={name: _leak(target, u, name) for name in structure.padded},
+    )
 
 
 def value_and_gradient(fn: Callable[[Any], tuple[Array, Any]], x: Any) -> tuple[Any, Any]:
@@ -270,8 +305,8 @@ def _with_all_rows(u: Array, spec: LatentSpec) -> Array:
     return u
 
 
-def _outside(trace: Trace) -> dict[str, Array]:
-    """Count the values outside the support, by observed or param site."""
+def _outside(trace: Trace) -> dict[str, Bool[Array, "..."]]:
+    """Say which values lie outside the support, by observed or param site."""
     found = {}
     for site in (*trace.of("observed").values(), *trace.of("param").values()):
         if site.contains is None or site.mask is False:
@@ -279,7 +314,7 @@ def _outside(trace: Trace) -> dict[str, Array]:
         inside = jnp.asarray(site.contains(site.value))
         if site.mask is not None:
             inside = inside | ~jnp.broadcast_to(site.mask, inside.shape)
-        found[site.name] = jnp.sum(~inside)
+        found[site.name] = ~inside
     return found
 
 
@@ -300,12 +335,12 @@ def _leak(target: Target, u: dict[str, Array], name: str) -> Bool[Array, ""]:
     return jnp.any(masked & (grad != 0))
 
 
-def _raise_for(found: _Found) -> None:
+def _raise_for(found: _Try) -> None:
     """Raise the first complaint."""
-    for name, count in found.outside.items():
-        if int(count):
+    for name, outside in found.outside.items():
+        if count := np.count_nonzero(outside):
             raise ValueError(
-                f"site {name!r}: {int(count)} of its values lie outside the support of its "
+                f"site {name!r}: {count} of its values lie outside the support of its "
                 "distribution or constraint (NaN lies in none). Correct the data, or mask missing "
                 "entries: gx.handlers.mask(mask=~jnp.isnan(y))."
             )
