@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 from typing import Any
 
 import equinox as eqx
@@ -14,7 +16,7 @@ from jaxtyping import Array, Float, Int, PyTree
 
 from .._guide.guide import AutoGuide
 from .._model.batch import Batch
-from .._numerics import all_finite, strong
+from .._numerics import all_finite, from_host, strong
 from .._objective.base import AbstractObjective
 from .._types import Key
 from .recipe import Recipe
@@ -69,7 +71,7 @@ class Run(eqx.Module):
 
 def as_int32(x: int) -> Int[Array, ""]:
     """Return an array of a count, made on the host: nothing compiles."""
-    return jnp.asarray(np.int32(x))
+    return from_host(np.int32(x))
 
 
 @jax.jit
@@ -122,23 +124,41 @@ def _advance(
     Returns:
         The state after them, and the loss at each step; NaN after a bad step and beyond `n`.
     """
-    loss = run.objective.loss(moving.guide, run.key, batch)  # for its type: XLA drops it
-    losses = jnp.full((capacity,), jnp.nan, loss.dtype)
+    losses = jnp.full((capacity,), jnp.nan, float)
+    return _loop((moving, losses), run, batch, n)
 
+
+advance_in_place = jax.jit(_advance, static_argnames="capacity", donate_argnames="moving")
+
+
+@functools.partial(jax.jit, static_argnames="capacity")
+def advance(
+    moving: Moving, run: Run, batch: Batch, n: Int[Array, ""], *, capacity: int
+) -> tuple[Moving, Float[Array, " capacity"]]:
+    """Take `n` steps inside a transformation; see `_advance`."""
+    loss = run.objective.loss(moving.guide, run.key, batch)  # for its placement: XLA drops it
+    losses = jnp.full((capacity,), jnp.nan, float)
+    return _loop(_depends_on(loss, (moving, losses)), run, batch, n)
+
+
+def _loop(
+    carry: tuple[Moving, Array], run: Run, batch: Batch, n: Int[Array, ""]
+) -> tuple[Moving, Array]:
     def body(i: Array, carry: tuple[Moving, Array]) -> tuple[Moving, Array]:
         moving, losses = carry
         moving, loss = _one_step(moving, run, batch)
         return moving, losses.at[i].set(loss)
 
-    return lax.fori_loop(0, n, body, _depends_on(loss, (moving, losses)))
-
-
-advance = jax.jit(_advance, static_argnames="capacity")
-advance_in_place = jax.jit(_advance, static_argnames="capacity", donate_argnames="moving")
+    return lax.fori_loop(0, n, body, carry)
 
 
 def _one_step(moving: Moving, run: Run, batch: Batch) -> tuple[Moving, Float[Array, ""]]:
-    """Take one step. A bad one, and any after it, leaves everything as it is."""
+    """Take one step. A bad one, and any after it, leaves everything as it is.
+
+    `lax.cond` decides that, not a selection for each leaf: into every selection XLA copies what
+    leads to it, update and gradient, and compiles it again. The update itself is in no branch:
+    there, vmap over an axis of an explicit mesh fails.
+    """
     recipe, transformation = run.recipe, run.transformation(moving.step)
     trained, fixed = recipe.split(moving.guide)
     key = run.key_at(moving.step)
@@ -147,23 +167,19 @@ def _one_step(moving: Moving, run: Run, batch: Batch) -> tuple[Moving, Float[Arr
         return run.objective.loss(eqx.combine(trained, fixed), key, batch)
 
     loss, grads = _value_and_grad(loss_of, trained, forward_mode=recipe.forward_mode)
+    alive = moving.first_bad_step < 0
+    good = alive & all_finite((loss, grads))
+    grads = lax.cond(good, lambda: grads, lambda: trained)  # anything of their type
     updates, opt_state = optax.with_extra_args_support(transformation).update(
         grads, moving.opt_state, trained, value=loss, grad=grads, value_fn=loss_of
     )
     new = optax.apply_updates(trained, updates)
-    alive = moving.first_bad_step < 0
-    finite = all_finite((loss, grads, new))
-
-    def keep(new: Array, old: Array) -> Array:
-        return jnp.where(alive & finite, new, old).astype(old.dtype)
-
-    moved = Moving(
-        guide=eqx.combine(jax.tree.map(keep, new, trained), fixed),
-        opt_state=jax.tree.map(keep, opt_state, moving.opt_state),
-        step=moving.step + (alive & finite),
-        first_bad_step=jnp.where(alive & ~finite, moving.step, moving.first_bad_step),
-    )
-    return moved, jnp.where(alive, loss, jnp.nan)
+    good &= all_finite(new)
+    moved = Moving(eqx.combine(new, fixed), opt_state, moving.step + 1, moving.first_bad_step)
+    moved = jax.tree.map(lambda x, old: x.astype(old.dtype), moved, moving)
+    bad_step = jnp.where(alive, moving.step, moving.first_bad_step)
+    stopped = dataclasses.replace(moving, first_bad_step=bad_step)
+    return lax.cond(good, lambda: moved, lambda: stopped), jnp.where(alive, loss, jnp.nan)
 
 
 def _value_and_grad(loss_of: Any, trained: Any, *, forward_mode: bool) -> tuple[Array, Any]:
