@@ -594,7 +594,7 @@ def test_a_size_that_is_traced_is_to_be_static():
             gx.factor("f", z)
 
     latents = {"z": jnp.zeros(())}
-    with pytest.raises(TypeError, match=wrong_type(r"gx\.static\(value\)", "size")):
+    with pytest.raises(TypeError, match=wrong_type(r"gx\.static\(n\)", "size")):
         gx.log_joint(model, latents, np.asarray(3))
     assert jnp.isfinite(gx.log_joint(model, latents, 3))
 
