@@ -51,7 +51,7 @@ batched_low_rank = functools.partial(gx.AutoBatchedLowRankMultivariateNormal, ba
 iaf = functools.partial(gx.AutoIAFNormal, num_flows=2, hidden_dims=(4,))
 bnaf = functools.partial(gx.AutoBNAFNormal, hidden_factors=(3,))
 real_nvp = functools.partial(gx.AutoRealNVPNormal, num_flows=2, hidden_dims=(4,))
-nsf = functools.partial(gx.AutoNSFNormal, num_flows=2, hidden_dims=(4,), num_bins=4)
+nsf = functools.partial(gx.AutoNSFNormal, num_flows=1, hidden_dims=(4,), num_bins=4)
 
 
 def curved(potential, z):
@@ -115,15 +115,22 @@ ROW_GUIDES = {name: e for name, e in GUIDES.items() if e.holds_rows} | {
     "AutoSemiDAIS": Entry(gx.AutoSemiDAIS, reads_data=True, has_density=False, needs_rows=True),
 }
 
-every_guide = pytest.mark.parametrize("entry", GUIDES.values(), ids=GUIDES)
+
+def _cases(entries):
+    """Return them as parameters; those of variants take no time of the default run."""
+    return [
+        pytest.param(e, id=name, marks=[pytest.mark.slow] if e.is_variant else [])
+        for name, e in entries.items()
+    ]
+
+
+every_guide = pytest.mark.parametrize("entry", _cases(GUIDES))
 fitted_as_distribution = {
     name: e
     for name, e in GUIDES.items()
     if e.is_distribution and not e.trains_as_point and not e.is_variant
 }
-every_distribution = pytest.mark.parametrize(
-    "entry", fitted_as_distribution.values(), ids=fitted_as_distribution
-)
+every_distribution = pytest.mark.parametrize("entry", _cases(fitted_as_distribution))
 
 with_density = {name: e for name, e in fitted_as_distribution.items() if e.has_density}
-every_density = pytest.mark.parametrize("entry", with_density.values(), ids=with_density)
+every_density = pytest.mark.parametrize("entry", _cases(with_density))
