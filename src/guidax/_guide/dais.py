@@ -54,7 +54,8 @@ class AutoDAIS(AutoGuide):
             guide, fitted or not, whose parameters are where the base starts. Parameters of the
             model come from `model`: to keep those of a fitted guide pass `fitted.model`.
         eta_init: Starting step size.
-        eta_max: Bound of the step sizes.
+        eta_max: Bound of the step sizes. Where fitted ones end at it, as `dynamics` shows, a larger
+            one helps.
         gamma_init: Starting damping: the share of a momentum that is kept from step to step.
         init_loc_fn: Where the base's mean starts: a strategy, or a function of a site and a key
             that returns a constrained value.
