@@ -402,26 +402,31 @@ def test_batches_of_ones_own(key):
 
 
 def test_the_usage_example_of_the_reference_page(key):
+    import numpyro
+    import numpyro.distributions as dist
+
     def global_model():
-        return gx.sample("theta", distrax.Normal(jnp.zeros(()), 1.0))
+        return numpyro.sample("theta", dist.Normal(0, 1))
 
-    def model():
-        global_model()
-        with gx.plate("data", 8, subsample_size=2):
-            tau = gx.sample("tau", distrax.Gamma(5.0 * jnp.ones(()), 5.0))
-            gx.sample("obs", distrax.Normal(jnp.zeros(()), tau), obs=jnp.ones(2))
+    def local_model(theta):
+        with numpyro.plate("data", 8, subsample_size=2):
+            tau = numpyro.sample("tau", dist.Gamma(5.0, 5.0))
+            numpyro.sample("obs", dist.Normal(0.0, tau), obs=jnp.ones(2))
 
-    global_guide = gx.AutoNormal(global_model, key=key)
-    # All observations are ones, so it does not matter which rows they belong to.
+    model = gx.from_numpyro(lambda: local_model(global_model()))
+    global_guide = gx.AutoNormal(gx.from_numpyro(global_model), key=key)
     guide = gx.AutoSemiDAIS(model, key=key, global_guide=global_guide, K=4)
     guide = gx.fit(key, guide, steps=20, progress=False).guide
+    # The posterior of a subset of the data, {3, 7}.
     subset = gx.Batch().at(data=jnp.array([3, 7]))
     samples = guide.sample_posterior(jax.random.key(1), subset)
     assert samples["theta"].shape == () and samples["tau"].shape == (2,)
+    with pytest.raises(ValueError, match="all its 8 rows .* does not run .*at.data=row_numbers"):
+        guide.sample_posterior(key)  # there are two observations
 
 
 def test_numpyro_models(key):
-    """The reference page's example, unmodified, and the densities of NumPyro's own terms."""
+    """They give what the same model in guidax's own language gives."""
     import numpyro
     import numpyro.distributions as dist
 

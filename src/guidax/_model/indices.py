@@ -14,7 +14,7 @@ from .._numerics import is_traced
 from .._types import Key
 from .batch import Batch
 from .equivariance import equivariant_plates
-from .model import AbstractModel
+from .model import AbstractModel, at_zero
 from .rows import draw_rows
 from .structure import describe
 from .trace import Indices, Plate, Structure
@@ -114,12 +114,13 @@ def resolve_indices(
 
     Raises:
         ValueError: If a plate with latents has another size than at construction, or if its rows
-            would be drawn though the model does not take the rows of its data by itself.
+            would be drawn though the model does not take the rows of its data by itself, or if all
+            are asked for and the model does not run with them.
     """
     structure = describe(model, batch, key)
     sizes = {name: s.shape[axis] for s in known.latents for name, axis in s.plates}
     made = {} if create_plates is None else model.plate_rows(create_plates, batch, key)
-    found = {}
+    found, held_whole = {}, []
     for i, p in enumerate(structure.plates):
         if p.name in sizes:
             _check_local(p, batch, sizes[p.name], same=known.local_shapes == batch.shapes)
@@ -132,11 +133,30 @@ def resolve_indices(
             raise _rows_unknown(p)
         if whole and p.name in sizes:
             found[p.name] = jnp.arange(p.size)
+            held_whole.append(p)
         elif p.name in made:
             found[p.name] = made[p.name]
         else:
             found[p.name] = draw_rows(random.fold_in(key, i), p.size, p.rows)
+    if held_whole and (error := refusal(model, batch.without_rows(), key, found)) is not None:
+        p = held_whole[0]
+        raise ValueError(
+            f"plate {p.name!r} has latents, so all its {p.size} rows are asked for, but the model "
+            f"does not run with them: {str(error).splitlines()[0]} Say which rows to hold: "
+            f"gx.Batch(...).at({p.name}=row_numbers)."
+        ) from error
     return found
+
+
+def refusal(model: AbstractModel, batch: Batch, key: Key, rows: Indices) -> Exception | None:
+    """Return the error of a run on these rows, if its observations are written for others."""
+    try:
+        for site in model.run(batch, key, at_zero, rows).of("observed").values():
+            if site.log_prob is not None:
+                site.log_prob(site.value)
+    except (TypeError, ValueError) as error:
+        return error
+    return None
 
 
 def _check_rows(model: AbstractModel, batch: Batch) -> None:

@@ -17,7 +17,7 @@ from jaxtyping import Array, Bool, Float, Int
 from .._numerics import all_finite, from_host, is_traced, strong
 from .._types import Key
 from .batch import Batch
-from .indices import drawable_plates
+from .indices import drawable_plates, refusal
 from .model import AbstractModel, at_zero
 from .structure import describe
 from .target import Draw, Target
@@ -186,20 +186,9 @@ def _rows_of_start(model: AbstractModel, batch: Batch, key: Key, structure: Stru
         if p.name not in found and p.rows < p.size and p.name in batch.admitted
     ]
     whole = found | {p.name: jnp.arange(p.size) for p in drawn}
-    if drawn and not _holds(model, batch.without_rows(), key, whole):
+    if drawn and refusal(model, batch.without_rows(), key, whole) is not None:
         return found | {p.name: jnp.arange(p.rows) for p in drawn}
     return whole
-
-
-def _holds(model: AbstractModel, batch: Batch, key: Key, rows: Indices) -> bool:
-    """Say whether the model runs on these rows: not if its observations are written for fewer."""
-    try:
-        for site in model.run(batch, key, at_zero, rows).of("observed").values():
-            if site.log_prob is not None:
-                site.log_prob(site.value)
-    except (TypeError, ValueError):
-        return False
-    return True
 
 
 def initial_params(
