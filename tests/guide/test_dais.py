@@ -265,6 +265,17 @@ def test_models_of_other_languages(key):
     np.testing.assert_allclose(losses, losses[0], rtol=1e-5)
 
 
+def test_a_model_that_has_forward_derivatives_alone(key):
+    def model():
+        x = gx.sample("x", distrax.Normal(jnp.zeros(()), 1.0))
+        three = jax.lax.while_loop(lambda s: s[0] < 3, lambda s: (s[0] + 1, s[1] + x), (0, 0 * x))
+        gx.factor("near", -(three[1] ** 2))
+
+    guide = gx.AutoDAIS(model, key=key)
+    result = gx.fit(key, guide, steps=20, progress=False, forward_mode=True)
+    assert bool(jnp.all(jnp.isfinite(result.losses))) and distance(result.guide, guide) > 0
+
+
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
