@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import equinox as eqx
 from jax import random
 from jaxtyping import Array, Float
@@ -55,7 +57,7 @@ class SurrogateDAIS(AbstractDAIS):
         """Whether the surrogate has `param` sites."""
         return bool(self.surrogate.params)
 
-    def param_values(self, key: Key, target: Target) -> dict[str, Array]:
+    def param_values(self, key: Key, target: Target) -> dict[str, Any]:
         """Return those of the surrogate."""
         del target
         trace = self.surrogate.run(self.data.value, key, at_zero, {})
