@@ -1,8 +1,8 @@
 """What flow guides reach, and what they cost.
 
-    python benchmarks/flows.py bend [--picture flows.png]     # banana and funnel, whose log Z is known
+    python benchmarks/flows.py bend [--picture flows.png]     # banana and funnel
     python benchmarks/flows.py speed                          # beside NumPyro, at 21 dimensions
-    python benchmarks/flows.py growth [--picture growth.png]  # cost against dimension and depth
+    python benchmarks/flows.py growth [--picture growth.png]  # cost by dimension and depth
 
 `--json RESULT.json` writes the figures, with date and versions.
 """

@@ -61,11 +61,15 @@ class InverseAutoregressive(AbstractAutoregressive):
         return jnp.exp(log_scale) * x + location, jnp.sum(log_scale)
 
     def solve(self, y: Vector) -> Vector:
-        """Return the inverse by `dim` passes: the `i`-th pass settles the `i`-th coordinate."""
+        """Return the inverse by `dim` passes: the `i`-th pass settles the `i`-th coordinate.
 
-        def settle(_: Array, x: Vector) -> Vector:
+        Those not yet settled stay zero. Updated in every pass they would be settled as soon, but
+        could overflow on the way, and a masked weight times infinity is NaN.
+        """
+
+        def settle(i: Array, x: Vector) -> Vector:
             location, log_scale = self.location_and_log_scale(x)
-            return (y - location) * jnp.exp(-log_scale)
+            return x.at[i].set((y[i] - location[i]) * jnp.exp(-log_scale[i]))
 
         return lax.fori_loop(0, y.shape[0], settle, jnp.zeros_like(y))
 
