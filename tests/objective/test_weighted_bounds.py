@@ -58,7 +58,10 @@ def test_fits_with_them(key):
     guide = gx.AutoNormal(ConjugateNormal.model, DATA, key=key)
     mean, scale = ConjugateNormal.posterior()
     for objective in (gx.IWELBO(8), gx.RenyiELBO(0.5, 8)):
-        fitted = gx.fit(key, guide, DATA, steps=1500, objective=objective, progress=False).guide
+        result = gx.fit(
+            key, guide, DATA, steps=1500, learning_rate=0.1, objective=objective, progress=False
+        )
+        fitted = result.guide
         assert abs(float(fitted.family.loc["z"]) - mean) < 0.15 * scale
 
 
