@@ -355,7 +355,7 @@ def test_guides_for_globals_and_for_the_base(name, shared, key):
     log_w = gx.log_joint(guide.model, draws, DATA) - log_q
     if name != "a point, and a module":
         assert_mean_close(jnp.exp(log_w - log_evidence(hierarchy)), 1.0)
-        assert log_evidence(hierarchy) - 0.5 < float(log_w.mean()) < log_evidence(hierarchy)
+        assert log_evidence(hierarchy) - 1.0 < float(log_w.mean()) < log_evidence(hierarchy)
     params = guide.param_values(DATA)
     assert params.keys() == ({"shift"} if "program" in name else set())
     rows = gx.Batch(DATA).at(data=jnp.array([2]))
