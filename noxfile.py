@@ -173,3 +173,10 @@ def dais_speed(session: nox.Session) -> None:
     """What `AutoDAIS` costs, beside the same arithmetic by hand and beside NumPyro."""
     session.install(".", *group("benchmarks"))
     session.run("python", "benchmarks/dais_speed.py", *session.posargs)
+
+
+@nox.session
+def flows(session: nox.Session) -> None:
+    """What guides with flows reach, and what they cost: `nox -s flows -- bend`."""
+    session.install(".[examples]", *group("benchmarks"))
+    session.run("python", "benchmarks/flows.py", *session.posargs)

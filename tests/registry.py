@@ -27,6 +27,7 @@ class Entry:
         has_density: Whether its density at any point is known in closed form.
         trains_as_point: Whether an objective sees a point, around which it spreads out later.
         is_variant: Whether it is another guide with an option, whose statistics need no test twice.
+        is_slow: Whether its contracts run among the slow tests: compilation is what they cost.
         needs_rows: Whether it takes only models with latents in a plate.
         beside: Sites that `make` puts beside any model, with their shapes: rows that the guide
             needs.
@@ -39,6 +40,7 @@ class Entry:
     has_density: bool = True
     trains_as_point: bool = False
     is_variant: bool = False
+    is_slow: bool = False
     needs_rows: bool = False
     beside: tuple[tuple[str, tuple[int, ...]], ...] = ()
 
@@ -95,19 +97,28 @@ GUIDES = {
     "AutoMultivariateNormal": Entry(gx.AutoMultivariateNormal, holds_rows=False),
     "AutoLowRankMultivariateNormal": Entry(gx.AutoLowRankMultivariateNormal, holds_rows=False),
     "AutoLaplaceApproximation": Entry(laplace, reads_data=True, trains_as_point=True),
-    "AutoBatchedMultivariateNormal": Entry(batched_normal, holds_rows=False, is_variant=True),
+    "AutoBatchedMultivariateNormal": Entry(
+        batched_normal, holds_rows=False, is_variant=True, is_slow=True
+    ),
     "AutoBatchedLowRankMultivariateNormal": Entry(
-        batched_low_rank, holds_rows=False, is_variant=True
+        batched_low_rank, holds_rows=False, is_variant=True, is_slow=True
     ),
     "AutoIAFNormal": Entry(iaf, holds_rows=False),
-    "AutoBNAFNormal": Entry(bnaf, holds_rows=False),
-    "AutoRealNVPNormal": Entry(real_nvp, holds_rows=False, is_variant=True),
-    "AutoNSFNormal": Entry(nsf, holds_rows=False),
+    "AutoBNAFNormal": Entry(bnaf, holds_rows=False, is_slow=True),
+    "AutoRealNVPNormal": Entry(real_nvp, holds_rows=False, is_variant=True, is_slow=True),
+    "AutoNSFNormal": Entry(nsf, holds_rows=False, is_slow=True),
     "AutoGuideList": Entry(listed),
     "AutoDAIS": Entry(gx.AutoDAIS, holds_rows=False, reads_data=True, has_density=False),
-    "AutoSurrogateLikelihoodDAIS": Entry(surrogate, holds_rows=False, has_density=False),
+    "AutoSurrogateLikelihoodDAIS": Entry(
+        surrogate, holds_rows=False, has_density=False, is_slow=True
+    ),
     "AutoSemiDAIS": Entry(
-        semi, holds_rows=False, reads_data=True, has_density=False, beside=(("row", (3,)),)
+        semi,
+        holds_rows=False,
+        reads_data=True,
+        has_density=False,
+        is_slow=True,
+        beside=(("row", (3,)),),
     ),
 }
 # Guides that take subsampled plates with latents, on models that have them.
@@ -117,9 +128,9 @@ ROW_GUIDES = {name: e for name, e in GUIDES.items() if e.holds_rows} | {
 
 
 def _cases(entries):
-    """Return them as parameters; those of variants take no time of the default run."""
+    """Return them as parameters, some of them for the slow tests."""
     return [
-        pytest.param(e, id=name, marks=[pytest.mark.slow] if e.is_variant else [])
+        pytest.param(e, id=name, marks=[pytest.mark.slow] if e.is_slow else [])
         for name, e in entries.items()
     ]
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import guidax as gx
-from assertions import distance
+from assertions import distance, precision
 from models import ConjugateNormal, Oracle, regression, regression_data, triangle
 from registry import every_density, every_distribution, every_guide, fitted_as_distribution
 
@@ -206,7 +206,8 @@ def test_supports_that_depend_on_another_latent(entry, key):
 @every_distribution
 def test_conjugate_normal(entry, key):
     data = jnp.asarray(ConjugateNormal.y, float)
-    guide = entry.make(ConjugateNormal.model, data, key=key)
+    start = gx.init_to_median()  # not far: the rate of annealed guides is small
+    guide = entry.make(ConjugateNormal.model, data, key=key, init_loc_fn=start)
     # The score of q, left out, adds noise even to an exact fit.
     objective = gx.ELBO(8, estimator="stl" if entry.has_density else "pathwise")
     fitted = gx.fit(key, guide, data, steps=2000, progress=False, objective=objective).guide
@@ -219,7 +220,8 @@ def test_conjugate_normal(entry, key):
     elbo = -np.asarray(losses)
     error = elbo.std() / 5000**0.5
     evidence = ConjugateNormal.log_evidence()
-    assert evidence - 0.01 - 5 * error < elbo.mean() < evidence + 5 * error
+    above = 5 * error + 1e3 * precision() * abs(evidence)  # an exact fit has no error
+    assert evidence - 0.01 - 5 * error < elbo.mean() < evidence + above
 
 
 @pytest.mark.parametrize(

@@ -244,7 +244,7 @@ class AutoRealNVPNormal(AbstractAutoFlow):
         key: Key,
         init_loc_fn: Strategy = init_to_uniform(),
         init_scale: float = 0.1,
-        num_flows: int = 6,
+        num_flows: int = 4,
         hidden_dims: Sequence[int] = (32, 32),
         nonlinearity: Nonlinearity = jax.nn.elu,
         **kwargs: Any,
