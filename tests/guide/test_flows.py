@@ -29,8 +29,8 @@ def line():
     gx.sample("x", distrax.Normal(jnp.asarray(3.0, float), 2.0))
 
 
-def vector_of(guide):
-    """Return the flat vector that the guide starts at."""
+def start_vector():
+    """Return `START` as a flat vector, in unconstrained space."""
     return jnp.array([*START["x"], jnp.log(START["s"])], float)
 
 
@@ -38,7 +38,7 @@ def vector_of(guide):
 def test_it_starts_as_the_normal_that_is_asked_for(make, key):
     init = gx.init_to_value(START)
     guide = make(model, key=key, init_loc_fn=init, init_scale=0.2)
-    normal = distrax.MultivariateNormalDiag(vector_of(guide), 0.2 * jnp.ones(3))
+    normal = distrax.MultivariateNormalDiag(start_vector(), 0.2 * jnp.ones(3))
     z, log_q = guide.get_posterior().sample_and_log_prob(seed=key, sample_shape=(2_000,))
     gap = log_q - normal.log_prob(z)
     if isinstance(guide, gx.AutoBNAFNormal):

@@ -169,7 +169,8 @@ def _one_step(moving: Moving, run: Run, batch: Batch) -> tuple[Moving, Float[Arr
     loss, grads = _value_and_grad(loss_of, trained, forward_mode=recipe.forward_mode)
     alive = moving.first_bad_step < 0
     good = alive & all_finite((loss, grads))
-    grads = lax.cond(good, lambda: grads, lambda: trained)  # anything of their type
+    # A border for XLA, as below; what a bad step hands on is thrown away.
+    grads = lax.cond(good, lambda: grads, lambda: trained)
     updates, opt_state = optax.with_extra_args_support(transformation).update(
         grads, moving.opt_state, trained, value=loss, grad=grads, value_fn=loss_of
     )

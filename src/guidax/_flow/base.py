@@ -11,7 +11,7 @@ import jax
 from jaxtyping import Array, Float
 
 Vector = Float[Array, " dim"]
-Self = TypeVar("Self", bound="AbstractLayer")
+Self = TypeVar("Self", bound="AbstractLayer")  # typing.Self stops run-time checks of types
 
 
 class AbstractLayer(eqx.Module):

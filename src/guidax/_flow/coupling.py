@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import distrax
 import equinox as eqx
@@ -16,6 +16,8 @@ from .._types import Key
 from .base import AbstractLayer, Vector, pull_back_by_inverse
 from .network import Network
 from .rearrangement import Rearrangement
+
+Self = TypeVar("Self", bound="AbstractCoupling")
 
 _LOG_SCALE_BOUND = 3.0
 _SPLINE_BOUND = 4.0  # beyond it a spline goes on as a straight line
@@ -58,6 +60,10 @@ class AbstractCoupling(AbstractLayer):
         del x
         return pull_back_by_inverse(self.bijector(), y, g)
 
+    def restarted(self: Self) -> Self:
+        """Return the identity, with the hidden layers as they are."""
+        return eqx.tree_at(lambda layer: layer.network, self, self.network.restarted())
+
 
 class AffineCoupling(AbstractCoupling):
     """`y = exp(s) x + m`, with `s` between -3 and 3: real NVP. It starts as the identity.
@@ -92,10 +98,6 @@ class AffineCoupling(AbstractCoupling):
         """Return the affine map."""
         log_scale = _LOG_SCALE_BOUND * jnp.tanh(parameters[..., 1] / _LOG_SCALE_BOUND)
         return distrax.ScalarAffine(parameters[..., 0], log_scale=log_scale)
-
-    def restarted(self) -> AffineCoupling:
-        """Return the identity, with the hidden layers as they are."""
-        return eqx.tree_at(lambda layer: layer.network, self, self.network.restarted())
 
 
 class SplineCoupling(AbstractCoupling):
@@ -143,10 +145,6 @@ class SplineCoupling(AbstractCoupling):
             min_bin_size=_SPLINE_FLOOR,
             min_knot_slope=_SPLINE_FLOOR,
         )
-
-    def restarted(self) -> SplineCoupling:
-        """Return the identity, with the hidden layers as they are."""
-        return eqx.tree_at(lambda layer: layer.network, self, self.network.restarted())
 
 
 def moved_by(dim: int, index: int) -> tuple[bool, ...]:

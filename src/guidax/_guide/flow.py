@@ -33,7 +33,7 @@ from .._types import Key
 from .begin import begin
 from .guide import AutoContinuous, AutoGuide
 
-Self = TypeVar("Self", bound="AbstractAutoFlow")
+Self = TypeVar("Self", bound="AbstractAutoFlow")  # typing.Self stops run-time checks of types
 Nonlinearity = Callable[[Array], Array]
 
 
