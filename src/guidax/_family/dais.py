@@ -146,8 +146,8 @@ def require_whole(plate: str, rows: int, size: int) -> None:
 
 
 def gradient_of(
-    fn: Callable[[Float[Array, " dim"]], Float[Array, ""]],
-) -> Callable[[Float[Array, " dim"]], Float[Array, " dim"]]:
+    fn: Callable[[Float[Array, "*rows dim"]], Float[Array, ""]],
+) -> Callable[[Float[Array, "*rows dim"]], Float[Array, "*rows dim"]]:
     """Return the gradient, in forward mode where a model has no other."""
     return lambda x: value_and_gradient(lambda x: (fn(x), None), x)[1]
 

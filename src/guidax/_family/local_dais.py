@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import equinox as eqx
@@ -11,12 +11,12 @@ import jax.numpy as jnp
 from jax import random
 from jaxtyping import Array, Float
 
-from .._model.start import value_and_gradient
 from .._model.target import Block, Draw, Target
 from .._model.trace import LatentSpec, Trace
 from .._numerics import sum_trailing
 from .._types import Key
 from .base import AbstractFamily
+from .dais import gradient_of
 from .dynamics import Dynamics
 from .vector import ravel_rows, size_of, unravel_rows
 
@@ -87,7 +87,7 @@ class LocalDAIS(AbstractFamily):
         rows = target.indices.get(self.plate)
         noise = self._noise(keys[1], z, rows)
         moves = self.dynamics.at_rows(z.shape[0], rows)
-        z, log_factor = moves.run(_gradient(log_target), _gradient(log_base), z, noise)
+        z, log_factor = moves.run(gradient_of(log_target), gradient_of(log_base), z, noise)
         block = Block(tuple(s.name for s in self.sites), (self.plate,))
         return Draw.of(self._unpack(z), log_q={block: log_q + log_factor})
 
@@ -137,11 +137,6 @@ class LocalDAIS(AbstractFamily):
 
     def _unpack(self, z: Float[Array, "rows dim"]) -> dict[str, Array]:
         return unravel_rows(z, self.sites, self.plate)
-
-
-def _gradient(fn: Callable[[Array], Array]) -> Callable[[Array], Array]:
-    """Return the gradient, in forward mode where a model has no other."""
-    return lambda z: value_and_gradient(lambda z: (fn(z), None), z)[1]
 
 
 def by_row(
