@@ -3,9 +3,12 @@
 from . import constraints as constraints
 from . import handlers as handlers
 from ._family.base import AbstractFamily as AbstractFamily
+from ._fit.checkpoint import Checkpoint as Checkpoint
 from ._fit.fit import fit as fit
 from ._fit.result import FitResult as FitResult
 from ._fit.result import NonFiniteError as NonFiniteError
+from ._fit.save import load as load
+from ._fit.save import save as save
 from ._guide.dais import AutoDAIS as AutoDAIS
 from ._guide.delta import AutoDelta as AutoDelta
 from ._guide.flow import AutoBNAFNormal as AutoBNAFNormal

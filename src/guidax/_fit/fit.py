@@ -12,6 +12,7 @@ from .._model.batch import Batch, options_of
 from .._objective.base import AbstractObjective
 from .._objective.elbo import ELBO
 from .._types import Key
+from .checkpoint import Checkpoint
 from .loop import require_steps, train
 from .progress import Progress
 from .recipe import Optimizer, Schedule, make_recipe
@@ -31,6 +32,7 @@ def fit(
     batches: Callable[[int], Batch] | Iterable[Batch] | None = None,
     trainable: Callable[[Any], PyTree] | None = None,
     progress: Progress = None,
+    checkpoint: Checkpoint | None = None,
     forward_mode: bool = False,
     **kwargs: Any,
 ) -> FitResult:
@@ -61,6 +63,9 @@ def fit(
         progress: None shows a bar, `False` nothing, and a function is called with the number of
             steps taken so far and the last loss, about ten times a second. Inside transformations
             nothing is shown.
+        checkpoint: A `gx.Checkpoint`: the same call made again after the process was killed goes on
+            from the newest file, to the last bit of what it would have come to, and one that had
+            finished returns its result. `batches` is then a function of the step.
         forward_mode: Take gradients in forward mode, for models that only it differentiates
             (`lax.while_loop`); it costs one pass for each parameter.
         **kwargs: The model's keyword arguments.
@@ -71,12 +76,14 @@ def fit(
     Raises:
         TypeError: If an argument is of the wrong kind, or the model's arguments do not fit it.
         ValueError: If `steps` is less than 1, `learning_rate` is not positive, `trainable` selects
-            nothing, or the objective is not defined for guide and model.
+            nothing, the objective is not defined for guide and model, or the checkpoints are of
+            another fit or all damaged.
         NonFiniteError: If a loss, gradient or update is not finite. It carries the result up to
             there. Inside transformations `first_bad_step` of the result says so instead.
 
     Warns:
-        UserWarning: If batches come and no plate of the model is subsampled, or if they end early.
+        UserWarning: If batches come and no plate of the model is subsampled, if they end early, or
+            if the newest checkpoint is damaged and the one before is used.
     """
     _require(key, guide, objective)
     require_steps(steps)
@@ -92,6 +99,7 @@ def fit(
         steps=steps,
         batches=batches,
         progress=progress,
+        checkpoint=checkpoint,
         options=options_of(fit),
     )
     return conclude(outcome, run)

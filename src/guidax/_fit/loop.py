@@ -12,6 +12,7 @@ from jaxtyping import Array, Float
 from .._model.batch import Batch, as_batch
 from .._numerics import from_host, is_traced
 from .caller import warn_caller
+from .checkpoint import Checkpoint, Log
 from .progress import Pace, Progress, Report
 from .source import CAPACITY, AbstractSource, Batches, OneBatch
 from .update import Moving, Run, advance
@@ -47,6 +48,7 @@ def train(
     steps: int,
     batches: Callable[[int], Batch] | Iterable[Batch] | None,
     progress: Progress,
+    checkpoint: Checkpoint | None,
     options: frozenset[str],
 ) -> Outcome:
     """Take steps from a state, which is donated.
@@ -59,13 +61,18 @@ def train(
         steps: How many steps.
         batches: A function of the step, or an iterable.
         progress: As of `fit`.
+        checkpoint: As of `fit`.
         options: Names of the keyword options of the call.
 
     Raises:
         TypeError: If the arguments do not fit the model.
-        ValueError: If `batches` stand beside arguments, or host features are asked for inside a
-            transformation.
+        ValueError: If `batches` stand beside arguments, host features are asked for inside a
+            transformation, or checkpoints do not fit the run.
     """
+    if not (checkpoint is None or isinstance(checkpoint, Checkpoint)):
+        raise TypeError(
+            f'checkpoint takes a gx.Checkpoint, such as gx.Checkpoint("run"); got {checkpoint!r}.'
+        )
     traced = is_traced((moving, run, args, kwargs))
     if batches is not None:
         if args or kwargs:
@@ -78,10 +85,22 @@ def train(
                 "batches is read on the host, which jit and vmap cannot do: pass arrays, and let a "
                 "plate of the model subsample them."
             )
-        return _on_host(moving, run, Batches(batches, int(run.start)), steps, progress)
+        if checkpoint is not None and not callable(batches):
+            raise ValueError(
+                "with a checkpoint, batches is a function of the step: an iterable cannot be read "
+                "again from the middle."
+            )
+        log = None if checkpoint is None else Log(checkpoint, moving, run, None, steps)
+        return _on_host(moving, run, Batches(batches, int(run.start)), steps, progress, log)
     batch = moving.guide.admit(as_batch(moving.guide.model, args, kwargs, options))
     if not traced:
-        return _on_host(moving, run, OneBatch(batch), steps, progress)
+        log = None if checkpoint is None else Log(checkpoint, moving, run, batch, steps)
+        return _on_host(moving, run, OneBatch(batch), steps, progress, log)
+    if checkpoint is not None:
+        raise ValueError(
+            "checkpoints are written by the host, which jit and vmap leave out: use "
+            "checkpoint=None inside them."
+        )
     if progress is not None and progress is not False:
         raise ValueError(
             "progress is shown by the host, which jit and vmap leave out: use progress=None inside "
@@ -92,13 +111,25 @@ def train(
 
 
 def _on_host(
-    moving: Moving, run: Run, source: AbstractSource, steps: int, progress: Progress
+    moving: Moving,
+    run: Run,
+    source: AbstractSource,
+    steps: int,
+    progress: Progress,
+    log: Log | None,
 ) -> Outcome:
     losses: list[np.ndarray] = []
     done, pace = 0, Pace(CAPACITY)
     with Report(progress is None or progress, steps) as report:
+        if log is not None and (newest := log.newest(moving)) is not None:
+            moving, before = newest
+            losses, done = [before], len(before)
+            source.skip(done)
+            report.look(int(run.start) + done, before)
         while done < steps:
             asked = min(pace.steps, steps - done)
+            if log is not None:
+                asked = min(asked, log.ahead(done))
             moving, taken = source.stride(moving, run, asked)
             pace.look()
             bad = int(moving.first_bad_step)
@@ -108,6 +139,8 @@ def _on_host(
                 return Outcome(moving, _joined(losses), source.batch_of(offset))
             losses.append(taken)
             done += len(taken)
+            if log is not None:
+                log.look(moving, losses)
             if len(taken):
                 report.look(int(run.start) + done, taken)
             if len(taken) < asked:

@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, Int
 from .._guide.guide import AutoGuide
 from .._model.batch import Batch, options_of
 from .._numerics import is_traced
+from .checkpoint import Checkpoint
 from .loop import Outcome, require_steps, train
 from .progress import Progress
 from .update import Moving, Run, as_int32, continued
@@ -61,6 +62,7 @@ class FitResult(eqx.Module):
         steps: int,
         batches: Callable[[int], Batch] | Iterable[Batch] | None = None,
         progress: Progress = None,
+        checkpoint: Checkpoint | None = None,
         **kwargs: Any,
     ) -> FitResult:
         """Go on where the run stopped, with its key, optimizer, objective and `trainable`.
@@ -73,6 +75,7 @@ class FitResult(eqx.Module):
             steps: How many steps more.
             batches: As of `fit`; a function is called with the number of the step in all.
             progress: As of `fit`.
+            checkpoint: As of `fit`, in another folder than that of the run before.
             **kwargs: The model's keyword arguments.
 
         Returns:
@@ -80,8 +83,9 @@ class FitResult(eqx.Module):
 
         Raises:
             TypeError: If the arguments do not fit the model.
-            ValueError: If `steps` is less than 1, if the run had stopped at a bad step, or if this
-                is the result of a whole ensemble.
+            ValueError: If `steps` is less than 1, if the run had stopped at a bad step, if this is
+                the result of a whole ensemble, or if the checkpoints are of another run or all
+                damaged.
             NonFiniteError: If a loss, gradient or update is not finite.
         """
         require_steps(steps)
@@ -104,6 +108,7 @@ class FitResult(eqx.Module):
             steps=steps,
             batches=batches,
             progress=progress,
+            checkpoint=checkpoint,
             options=options_of(FitResult.resume),
         )
         return conclude(outcome, run)

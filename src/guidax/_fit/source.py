@@ -24,6 +24,10 @@ class AbstractSource(abc.ABC):
     def stride(self, moving: Moving, run: Run, n: int) -> tuple[Moving, np.ndarray]:
         """Take up to `n` steps, at most `CAPACITY`; fewer mean that the batches have ended."""
 
+    def skip(self, n: int) -> None:
+        """Leave out the first `n` steps, which were taken before."""
+        del n
+
     @abc.abstractmethod
     def batch_of(self, offset: int) -> Batch:
         """Return the batch of a step of the last stride, counted from its first."""
@@ -73,6 +77,10 @@ class Batches(AbstractSource):
             self._recent.append(batch)
             losses.append(loss)
         return moving, np.concatenate(jax.device_get(losses)) if losses else np.zeros(0)
+
+    def skip(self, n: int) -> None:
+        """Go on counting `n` steps later."""
+        self._next += n
 
     def batch_of(self, offset: int) -> Batch:
         """Return a batch of the last stride."""

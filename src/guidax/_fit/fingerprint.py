@@ -1,0 +1,189 @@
+"""What a pytree or a run is, as JSON: to say what differs between a file and a program."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+import types
+import zlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import dtypes
+
+from .._guide.guide import AutoGuide
+from .._model.model import AbstractModel
+from .._model.static import Static
+from .._objective.base import AbstractObjective
+from .recipe import Recipe
+
+_CHUNK = 1 << 20  # entries at a time, so that a sketch needs little memory
+_TOLERANCE = 1e-5  # of sketches, in units of the root mean square
+_NUMBERS = (bool, int, str, type(None))
+
+
+def describe(x: Any) -> Any:
+    """Return what is static about a pytree, and the dtype and shape of each array in it, as JSON.
+
+    Static arrays count by content. A model counts by its type and its parameters alone, and a
+    function not at all: they come from the program. The functions in the options of a fit
+    (optimizer, schedule, objective) count by name, by what they close over and by the floats
+    written in them, as far as Python shows that.
+    """
+    return _describe(x, constant=False, functions=False, above=())
+
+
+def differences(old: Any, new: Any, path: str = "") -> Iterator[str]:
+    """Yield one phrase for each place where two descriptions differ."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        for name in old | new:
+            inner = f"{path}.{name}" if path else str(name)
+            if name not in new:
+                yield f"{inner} is in the file alone"
+            elif name not in old:
+                yield f"{inner} is not in the file"
+            else:
+                yield from differences(old[name], new[name], inner)
+    elif isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+        for i, (a, b) in enumerate(zip(old, new, strict=True)):
+            yield from differences(a, b, f"{path}[{i}]")
+    elif type(old) is not type(new) or old != new:
+        yield f"{path or 'it'} is {_short(old)} in the file and {_short(new)} here"
+
+
+def sketch(x: Any) -> dict[str, Any]:
+    """Return dtype and shape of an array, and four numbers that hardly any other one has.
+
+    They are the share of finite entries, and of those the mean, the root mean square, and the mean
+    with weights that differ from entry to entry. An array that this process cannot see whole has
+    dtype and shape alone.
+    """
+    if is_key(x):
+        x = jax.random.key_data(x)
+    found: dict[str, Any] = {"array": _kind(x)}
+    if isinstance(x, jax.Array) and not (x.is_fully_addressable or x.is_fully_replicated):
+        return found
+    flat = np.asarray(x).reshape(-1)
+    if flat.dtype.kind == "c":
+        flat = flat.view(np.finfo(flat.dtype).dtype)
+    sums = np.zeros(4)
+    for start in range(0, flat.size, _CHUNK):
+        y = flat[start : start + _CHUNK].astype(np.float64)
+        finite = np.isfinite(y)
+        y = np.where(finite, y, 0.0)
+        weights = np.cos(np.arange(start, start + y.size, dtype=np.float64))
+        sums += finite.sum(), y.sum(), y @ y, y @ weights
+    count, total, squares, weighted = sums / max(flat.size, 1)
+    found["sketch"] = [count, total, math.sqrt(squares), weighted]
+    return found
+
+
+def alike(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
+    """Say whether two sketches are equal, but for rounding in the arrays."""
+    a, b = old.get("sketch"), new.get("sketch")
+    if old.get("array") != new["array"] or (a is None) != (b is None):
+        return False
+    if a is None or b is None:
+        return True
+    size = max(a[2], b[2], 1e-300)
+    pairs = zip(a[1:], b[1:], strict=True)
+    return a[0] == b[0] and all(abs(x - y) <= _TOLERANCE * size for x, y in pairs)
+
+
+def is_key(x: Any) -> bool:
+    """Say whether an array is one of typed random keys."""
+    return hasattr(x, "dtype") and jnp.issubdtype(x.dtype, dtypes.prng_key)
+
+
+def _describe(x: Any, *, constant: bool, functions: bool, above: tuple[int, ...]) -> Any:
+    if isinstance(x, _NUMBERS):
+        return x
+    if isinstance(x, float):
+        return x if math.isfinite(x) else repr(x)
+    if id(x) in above:  # a function may close over itself
+        return "itself"
+    functions = functions or isinstance(x, (Recipe, AbstractObjective))
+    functions = functions and not isinstance(x, (AutoGuide, AbstractModel))
+    go = functools.partial(_describe, constant=constant, functions=functions, above=(*above, id(x)))
+    if isinstance(x, Static):
+        return go(x.value, constant=True)
+    if isinstance(x, (jax.Array, np.ndarray, np.generic, jax.ShapeDtypeStruct)):
+        return _content(x) if constant else _kind(x)
+    if isinstance(x, AbstractModel):
+        leaves = jax.tree_util.tree_leaves_with_path(x)
+        return {"is": type(x).__name__} | {jax.tree_util.keystr(p): go(leaf) for p, leaf in leaves}
+    if isinstance(x, functools.partial):
+        return {"partial": go(x.func), "args": go(x.args), "keywords": go(x.keywords)}
+    if dataclasses.is_dataclass(x) and not isinstance(x, type):
+        return {"is": type(x).__name__} | _fields(x, go)
+    if isinstance(x, Mapping):
+        return {str(name): go(value) for name, value in x.items()}
+    if isinstance(x, (set, frozenset)):
+        return sorted(map(str, x))
+    if isinstance(x, tuple) and (names := getattr(x, "_fields", ())):
+        return {"is": type(x).__name__} | {name: go(getattr(x, name)) for name in names}
+    if isinstance(x, (list, tuple)):
+        names = [getattr(each, "name", None) for each in x]
+        if names and all(isinstance(n, str) for n in names) and len({*names}) == len(names):
+            return dict(zip(names, map(go, x), strict=True))  # sites and plates, by their names
+        return [*map(go, x)]
+    if callable(x):
+        return _function(x, go) if functions else "a function"
+    text = repr(x)
+    return type(x).__name__ if " at 0x" in text else text
+
+
+def _fields(x: Any, go: Any) -> dict[str, Any]:
+    """Describe the fields of a module or a dataclass that take part in comparisons."""
+    found = {}
+    for field in dataclasses.fields(x):
+        if field.compare and hasattr(x, field.name):
+            value = getattr(x, field.name)
+            is_static = isinstance(x, eqx.Module) and field.metadata.get("static", False)
+            found[field.name] = go(value, constant=True) if is_static else go(value)
+    return found
+
+
+def _function(x: Any, go: Any) -> Any:
+    if isinstance(x, types.MethodType):
+        return {"method": x.__name__, "of": go(x.__self__)}
+    name = getattr(x, "__qualname__", type(x).__qualname__)
+    code = getattr(x, "__code__", None)
+    if code is None:
+        return name
+    go = functools.partial(go, constant=True)
+    found = {}
+    if floats := [c for c in code.co_consts if isinstance(c, float)]:
+        found["floats"] = go(floats)
+    if defaults := (*(x.__defaults__ or ()), *(x.__kwdefaults__ or {}).values()):
+        found["defaults"] = go(defaults)
+    for variable, cell in zip(code.co_freevars, x.__closure__ or (), strict=True):
+        try:
+            found[variable] = go(cell.cell_contents)
+        except ValueError:  # a variable that is not set
+            found[variable] = None
+    return {"function": name} | found if found else name
+
+
+def _content(x: Any) -> Any:
+    if isinstance(x, jax.ShapeDtypeStruct):
+        return _kind(x)
+    array = np.asarray(jax.random.key_data(x) if is_key(x) else x)
+    if not array.ndim and array.dtype.kind in "bif":
+        return _describe(array.item(), constant=True, functions=False, above=())
+    content = repr(array.tolist()).encode() if array.dtype.hasobject else array.tobytes()
+    return f"{_kind(x)} {zlib.crc32(content):08x}"
+
+
+def _kind(x: Any) -> str:
+    return f"{x.dtype}[{','.join(map(str, x.shape))}]"
+
+
+def _short(x: Any) -> str:
+    text = repr(x)
+    return text if len(text) <= 80 else text[:77] + "..."
