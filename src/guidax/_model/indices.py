@@ -46,7 +46,7 @@ def admit(
         ValueError: If `at` names an unknown plate or a row that does not exist, or if another
             structure of the arguments is met only inside a transformation.
     """
-    _check_rows(model, batch)
+    check_rows(model, batch)
     if known.local_shapes is None:
         return batch
     if known.local_shapes == batch.shapes:
@@ -159,7 +159,7 @@ def refusal(model: AbstractModel, batch: Batch, key: Key, rows: Indices) -> Exce
     return None
 
 
-def _check_rows(model: AbstractModel, batch: Batch) -> None:
+def check_rows(model: AbstractModel, batch: Batch) -> None:
     """Check `at` against the plates, and its numbers where they are known."""
     if not batch.rows:
         return

@@ -198,8 +198,10 @@ def _value(site: Site, draw: Draw, *, forward: bool) -> Array | None:
             return None
         raise ValueError(
             f"latent site {site.name!r} has no value: the guide does not hold it. If it is "
-            "an observation, pass its data; if it is a latent, every latent needs a part of the "
-            "guide, and in a list a DAIS part comes last."
+            "an observation, pass its data; to predict it, draw with the data, draws = "
+            "guide.sample_posterior(key, X, y, sample_shape=(1000,)), then "
+            "gx.Predictive(guide.model, draws)(key, X_new, None). If it is a latent, every latent "
+            "needs a part of the guide, and in a list a DAIS part comes last."
         )
     value = draw.values[site.name]
     return value if draw.space_of(site.name) == "constrained" else site.bijection.forward(value)
