@@ -285,3 +285,15 @@ def test_the_fields_are_arrays_alone(key):
         arrays, rest = eqx.partition(guide, eqx.is_inexact_array)
         assert not jax.tree.leaves(rest)
         assert np.all([isinstance(x, jax.Array) for x in jax.tree.leaves(arrays)])
+
+
+def test_many_dimensions_do_not_throw_a_fit_off(key):
+    """Adam moves all weights at once, so a wide network's output by far more than its rate."""
+    dim = 200
+
+    def wide():
+        gx.sample("x", distrax.MultivariateNormalDiag(jnp.zeros(dim), jnp.ones(dim)))
+
+    guide = gx.AutoIAFNormal(wide, key=key)
+    losses = gx.fit(key, guide, steps=200, progress=False).losses
+    assert float(losses[-20:].mean()) < 0.2 * float(losses[0])  # the optimum is 0

@@ -38,6 +38,15 @@ class Flow(AbstractFlat):
         self.affine, self.flow = affine, flow
         self.sites, self.batch_ndim = affine.sites, 0
 
+    @property
+    def learning_rate(self) -> float:
+        """0.01, or less in many dimensions: a step moves an output by as many weights as feed it.
+
+        With 0.01 an inverse autoregressive flow in 200 dimensions was thrown so far by its first
+        ten steps that 2,000 did not bring it back; from 0.001 to 0.003 it fitted well.
+        """
+        return 0.01 * min(1.0, 40 / self.affine.loc.shape[0])
+
     def base_dist(self) -> distrax.DistributionLike:
         """Return a standard normal."""
         return self.affine.base_dist()

@@ -15,11 +15,15 @@ from .base import Vector
 from .masks import dense_masks, skip_mask
 from .network import Network
 
+LOG_SCALE_BOUNDS = (-5.0, 3.0)  # NumPyro cuts it off there
+
 
 class InverseAutoregressive(AbstractAutoregressive):
     """`y = exp(s(x)) x + m(x)`, where the `i`-th entries of `m` and `s` read the `x` before it.
 
     Both come from one masked network (Germain et al. 2015). It starts as the identity: `m = s = 0`.
+    Beyond [-5, 3] the network's `s` counts by its logarithm. In many dimensions a few steps change
+    it by tens, of which the exponential would overflow.
 
     Source: Kingma et al. 2016, "Improving variational inference with inverse autoregressive flow",
     equation 10.
@@ -53,7 +57,7 @@ class InverseAutoregressive(AbstractAutoregressive):
         dim = x.shape[0]
         hidden_dims = tuple(weight.shape[1] for weight in self.network.weights[:-1])
         outputs = self.network(x, dense_masks(dim, hidden_dims), skip_mask(dim))
-        return outputs[:dim], outputs[dim:]
+        return outputs[:dim], _slowed(outputs[dim:])
 
     def forward_and_log_det(self, x: Vector) -> tuple[Vector, Float[Array, ""]]:
         """Return the image, and the sum of `s`."""
@@ -76,3 +80,10 @@ class InverseAutoregressive(AbstractAutoregressive):
     def restarted(self) -> InverseAutoregressive:
         """Return the identity, with the hidden layers as they are."""
         return eqx.tree_at(lambda layer: layer.network, self, self.network.restarted())
+
+
+def _slowed(log_scale: Vector) -> Vector:
+    """Return the same within bounds, and logarithmic growth, with a continuous slope, beyond."""
+    within = jnp.clip(log_scale, *LOG_SCALE_BOUNDS)
+    beyond = log_scale - within
+    return within + jnp.sign(beyond) * jnp.log1p(jnp.abs(beyond))

@@ -1,8 +1,8 @@
 """Parameters of flows to and from NumPyro's.
 
 NumPyro's flows have no affine map behind them, so on the way out it is folded into the last layer.
-NumPyro clamps the log-scales of inverse autoregressive layers to [-5, 3]. Here they are free, so
-parameters are exchanged only where the clamp does nothing.
+NumPyro clamps the log-scales of inverse autoregressive layers to [-5, 3]. Here they grow by their
+logarithm beyond, so parameters are exchanged only where they stay within.
 """
 
 from __future__ import annotations
@@ -23,14 +23,13 @@ from .._family.multivariate import MultivariateNormal
 from .._flow.base import AbstractLayer
 from .._flow.block_autoregressive import BlockAutoregressive
 from .._flow.composition import Composition
-from .._flow.inverse_autoregressive import InverseAutoregressive
+from .._flow.inverse_autoregressive import LOG_SCALE_BOUNDS, InverseAutoregressive
 from .._flow.masks import hidden_degrees
 from .._flow.rearrangement import Reversal
 from .._model.matrix_maps import ScaledUnitLowerCholesky
 from .._numerics import filled_like, inverse_softplus, is_traced
 
-_CLAMP = (-5.0, 3.0)  # of NumPyro's log-scales
-_CHECKS = 1_000  # draws on which it must do nothing
+_CHECKS = 1_000  # draws at which no log-scale may leave the bounds
 
 
 def flow_outward(family: Flow, prefix: str) -> dict[str, Any]:
@@ -136,10 +135,10 @@ def _require_no_clamp(layers: list[Any]) -> None:
         x = x[:, ::-1] if i else x
         location, log_scale = jax.vmap(layer.location_and_log_scale)(x)
         low, high = float(log_scale.min()), float(log_scale.max())
-        if low < _CLAMP[0] or high > _CLAMP[1]:
+        if low < LOG_SCALE_BOUNDS[0] or high > LOG_SCALE_BOUNDS[1]:
             raise ValueError(
                 f"flow {i} has log-scales from {low:.3g} to {high:.3g}; NumPyro clamps them to "
-                f"{list(_CLAMP)}, and guidax does not, so the two flows would differ."
+                f"{list(LOG_SCALE_BOUNDS)}, and guidax does not, so the two flows would differ."
             )
         x = jnp.exp(log_scale) * x + location
 
