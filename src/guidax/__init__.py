@@ -63,8 +63,11 @@ from ._objective.importance import RenyiELBO as RenyiELBO
 from ._objective.mean_field import MeanFieldELBO as MeanFieldELBO
 from ._posterior.diagnose import Diagnosis as Diagnosis
 from ._posterior.diagnose import diagnose as diagnose
+from ._posterior.diagnose import Diagnosis as Diagnosis
+from ._posterior.diagnose import diagnose as diagnose
 from ._posterior.exchange import from_numpyro_params as from_numpyro_params
 from ._posterior.exchange import to_numpyro_params as to_numpyro_params
 from ._posterior.log_likelihood import log_likelihood as log_likelihood
+from ._posterior.pareto import psis as psis
 from ._posterior.pareto import psis as psis
 from ._posterior.predictive import Predictive as Predictive

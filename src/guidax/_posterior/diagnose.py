@@ -1,0 +1,299 @@
+"""Is the posterior any good? Importance weights of a guide's draws, and what they say."""
+
+from __future__ import annotations
+
+import functools
+import math
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jax import lax, random
+from jaxtyping import Array, Float
+
+from .._family.base import AbstractFamily
+from .._family.dais import AbstractDAIS
+from .._family.local_dais import LocalDAIS
+from .._family.product import Product
+from .._guide.guide import AutoGuide
+from .._model.batch import Batch, as_batch, options_of
+from .._model.target import Draw
+from .._numerics import is_traced
+from .._types import Key
+from .pareto import smooth
+from .runs import positive, require_key
+from .whole import whole_indices
+
+_CLOSE, _COVERS, _HAS_MEAN = 0.5, 0.7, 1.0  # of k-hat
+
+
+class Diagnosis(eqx.Module):
+    """What the importance weights of a guide's draws say about it.
+
+    `str(diagnosis)`, or `reading`, puts it into words. A diagnosis under `jax.vmap` has one for
+    each member; `jax.tree.map(lambda x: x[i], diagnosis)` takes one out.
+
+    Attributes:
+        khat: Shape of the tail of the weights, see `gx.psis`.
+        elbo: Evidence lower bound, in nats: the mean of the log weights.
+        elbo_error: Its standard error.
+        log_evidence: Log of the mean smoothed weight, in nats: an estimate of log p(data), which
+            k-hat above its limit makes too low.
+        log_evidence_error: Its standard error, where the weights have a variance.
+        ess: How many draws of the posterior the smoothed weights are worth, `1 / sum(w^2)`.
+        log_weights: `log p(data, draw) - log q(draw)` for each draw.
+        smoothed_log_weights: Pareto-smoothed log weights, whose weights sum to one.
+        draws: Site to draws, latents and deterministic sites.
+        extended: Whether a weight is that of a draw together with the momenta that it came by.
+    """
+
+    khat: Float[Array, ""]
+    elbo: Float[Array, ""]
+    elbo_error: Float[Array, ""]
+    log_evidence: Float[Array, ""]
+    log_evidence_error: Float[Array, ""]
+    ess: Float[Array, ""]
+    log_weights: Float[Array, " draws"]
+    smoothed_log_weights: Float[Array, " draws"]
+    draws: dict[str, Array]
+    extended: bool = eqx.field(static=True)
+
+    @property
+    def num_samples(self) -> int:
+        """How many draws."""
+        return self.log_weights.shape[-1]
+
+    @property
+    def khat_limit(self) -> float:
+        """The k-hat up to which estimates from this number of draws can be relied on."""
+        return min(1 - 1 / max(math.log10(self.num_samples), 1.0), _COVERS)
+
+    def mean(self) -> dict[str, Array]:
+        """Return importance-corrected means of latents and deterministic sites."""
+        weights = jnp.exp(self.smoothed_log_weights)
+        return {name: _mean(weights, x) for name, x in self.draws.items()}
+
+    def std(self) -> dict[str, Array]:
+        """Return importance-corrected standard deviations of each coordinate."""
+        weights = jnp.exp(self.smoothed_log_weights)
+        means = self.mean()
+        return {
+            name: jnp.sqrt(_mean(weights, jnp.square(x - means[name])))
+            for name, x in self.draws.items()
+        }
+
+    def resample(self, key: Key, num_samples: int) -> dict[str, Array]:
+        """Draw from the weighted draws, with replacement: about as good as `ess` of them are.
+
+        Args:
+            key: For the choice.
+            num_samples: How many.
+
+        Returns:
+            Site to draws.
+
+        Raises:
+            ValueError: If `num_samples` is less than 1.
+        """
+        number = positive("num_samples", num_samples)
+        assert number is not None
+        weights = jnp.exp(self.smoothed_log_weights)
+        chosen = random.choice(key, self.num_samples, (number,), p=weights)
+        return {name: x[chosen] for name, x in self.draws.items()}
+
+    @property
+    def on_what(self) -> str:
+        """What the verdict rests on."""
+        if self.extended:
+            return (
+                f"the weights of {self.num_samples} paths, each a draw with the momenta that it "
+                "came by; the weights of the draws alone are unknown, with a tail that is no "
+                "heavier"
+            )
+        return (
+            f"the weights of {self.num_samples} draws; a part of the posterior that no draw "
+            "reached is not seen"
+        )
+
+    @property
+    def reading(self) -> str:
+        """The verdict in words, on values that are known.
+
+        The limits are those of Vehtari et al. 2024, equation 13 (`khat_limit`), and of Yao et al.
+        2018, section 2 (0.5 and 0.7).
+
+        Raises:
+            ValueError: Inside a transformation, or for several diagnoses at once.
+        """
+        if is_traced(self.khat):
+            raise ValueError(
+                "reading needs values, which are not known inside a transformation: return the "
+                "diagnosis, and read it outside."
+            )
+        if jnp.ndim(self.khat):
+            raise ValueError(
+                "these are several diagnoses: take one out, jax.tree.map(lambda x: x[i], "
+                "diagnosis).reading."
+            )
+        return (
+            f"{self._verdict()} It rests on {self.on_what}. They are worth "
+            f"{float(self.ess):.0f} draws of the posterior. ELBO {float(self.elbo):.2f} "
+            f"({float(self.elbo_error):.2f}), log evidence {float(self.log_evidence):.2f} "
+            f"({float(self.log_evidence_error):.2f})."
+        )
+
+    def _verdict(self) -> str:
+        k, number = float(self.khat), self.num_samples
+        if math.isnan(k):
+            bad = int(jnp.sum(jnp.isnan(self.log_weights) | (self.log_weights == jnp.inf)))
+            what = f"{bad} of {number} log weights are NaN or inf" if bad else "no weight is > 0"
+            return f"no k-hat: {what}."
+        if math.isinf(k) and number <= 20:
+            return f"no k-hat: {number} draws are too few, take 1000 at least."
+        said = f"k-hat {k:.2f}:"
+        if k > _HAS_MEAN:
+            return (
+                f"{said} the guide misses the posterior; neither its means nor corrected ones can "
+                "be trusted. Fit for longer, take a richer guide, or write the model in another "
+                "parameterisation."
+            )
+        if k > _COVERS:
+            return (
+                f"{said} the guide misses a part of the posterior; neither its means and s.d. nor "
+                "corrected ones can be trusted. Fit for longer, or take a richer guide."
+            )
+        if k > self.khat_limit:
+            enough = math.ceil(10 ** (1 / (1 - k)))
+            return f"{said} too high for {number} draws; take {enough} at least."
+        if k > _CLOSE:
+            return (
+                f"{said} the guide covers the posterior without being close to it; means and s.d. "
+                "can be trusted after importance correction, but not as they are."
+            )
+        return (
+            f"{said} the guide covers the posterior; means and s.d. can be trusted after "
+            "importance correction."
+        )
+
+    def __str__(self) -> str:
+        if is_traced(self.khat) or jnp.ndim(self.khat):
+            return repr(self)
+        return self.reading
+
+
+def diagnose(
+    key: Key,
+    guide: AutoGuide,
+    /,
+    *args: Any,
+    num_samples: int = 4000,
+    batch_size: int | None = None,
+    **kwargs: Any,
+) -> Diagnosis:
+    """Weigh a guide's draws by the posterior, to see whether the fit can be trusted.
+
+    A draw's importance weight is its posterior density over its density under the guide. If some
+    draws weigh much more than others, the guide is too narrow somewhere; k-hat says how much. It
+    looks only where draws of the guide are: a mode that none of them reaches changes nothing.
+
+    The draws of annealed guides (`AutoDAIS` and its kin) come with a weight of their whole path,
+    which corrects them as well. Where k-hat of the paths is high, the draws alone may still be
+    good.
+
+    It works under `jax.jit` and `jax.vmap`, where `reading` is left for afterwards. A second call
+    traces nothing.
+
+    Args:
+        key: For the draws.
+        guide: The guide. `AutoLaplaceApproximation` is taken as the normal at its mode.
+        *args: The model's arguments, or one `gx.Batch`; all rows.
+        num_samples: How many draws. With 4000, k-hat has a standard error of about 0.1, and its
+            limit is the highest, 0.7, which takes 2200.
+        batch_size: How many draws to compute at a time, to bound memory; None for all.
+        **kwargs: The model's keyword arguments.
+
+    Returns:
+        The weights, with estimates, draws and a reading.
+
+    Raises:
+        TypeError: If the guide draws some sites as points, which have no density, or the arguments
+            do not fit the model.
+        ValueError: If a plate holds some of its rows, an observation is left out, or a number is
+            not positive.
+
+    Source: Yao et al. 2018, "Yes, but did it work? Evaluating variational inference", section 2;
+    Vehtari et al. 2024, "Pareto smoothed importance sampling".
+    """
+    if not isinstance(guide, AutoGuide):
+        raise TypeError(
+            f"diagnose takes a random key, then a guide; got {type(key).__name__} and "
+            f"{type(guide).__name__}."
+        )
+    require_key("diagnose", key)
+    number, at_a_time = positive("num_samples", num_samples), positive("batch_size", batch_size)
+    assert number is not None
+    batch = guide.admit(as_batch(guide.model, args, kwargs, options_of(diagnose)))
+    return _diagnose(guide._settled(batch), key, batch, number, at_a_time)
+
+
+@functools.partial(jax.jit, static_argnames=("num_samples", "batch_size"))
+def _diagnose(
+    guide: AutoGuide, key: Key, batch: Batch, num_samples: int, batch_size: int | None
+) -> Diagnosis:
+    keys = random.split(key, 2 * num_samples + 1)  # one generator call
+    indices = whole_indices(guide, keys[0], batch, "a diagnosis is of")
+
+    def one(pair: Array) -> tuple[dict[str, Array], Array, Array]:
+        target = guide.target(pair[0], batch, indices)
+        draw = guide.family.draw(pair[1], target)
+        _require_density(guide, draw)
+        score = target.score(draw)
+        size = sum((jnp.abs(x) for x in score.terms.values()), jnp.abs(score.log_q))
+        return score.values, score.log_weight, size
+
+    pairs = keys[1:].reshape(num_samples, 2, *key.shape)
+    at_once = batch_size is None or batch_size >= num_samples
+    draws, log_weights, size = (
+        jax.vmap(one)(pairs) if at_once else lax.map(one, pairs, batch_size=batch_size)
+    )
+    # A weight is a difference of such terms, so their rounding is its own.
+    rounding = 4 * jnp.finfo(log_weights.dtype).eps * jnp.median(size)
+    smoothed, khat = smooth(log_weights, rounding)
+    total = jax.nn.logsumexp(smoothed)
+    normalised = smoothed - total
+    ess = jnp.exp(-jax.nn.logsumexp(2 * normalised))
+    return Diagnosis(
+        khat=khat,
+        elbo=jnp.mean(log_weights),
+        elbo_error=jnp.std(log_weights) / math.sqrt(num_samples),
+        log_evidence=total - math.log(num_samples),
+        log_evidence_error=jnp.sqrt(jnp.maximum(1 / ess - 1 / num_samples, 0.0)),
+        ess=ess,
+        log_weights=log_weights,
+        smoothed_log_weights=normalised,
+        draws=draws,
+        extended=_is_annealed(guide.family),
+    )
+
+
+def _require_density(guide: AutoGuide, draw: Draw) -> None:
+    """Refuse sites that are drawn as points, found while tracing."""
+    dense = {name for block in draw.log_q for name in block.sites}
+    if points := sorted(draw.values.keys() - dense):
+        raise TypeError(
+            f"{type(guide).__name__} draws the sites {points} as points, which have no density, so "
+            "their draws have no weights. Diagnose a guide that spreads, such as gx.AutoNormal; "
+            "the value at a point is gx.log_joint(guide.model, guide.median(...), ...)."
+        )
+
+
+def _is_annealed(family: AbstractFamily) -> bool:
+    if isinstance(family, Product):
+        return any(_is_annealed(part) for part in family.parts)
+    return isinstance(family, (AbstractDAIS, LocalDAIS))
+
+
+def _mean(weights: Float[Array, " draws"], x: Array) -> Array:
+    """Return the weighted mean over the first axis."""
+    return jnp.tensordot(weights, x, axes=(0, 0))
