@@ -122,10 +122,10 @@ def _on_host(
     done, pace = 0, Pace(CAPACITY)
     with Report(progress is None or progress, steps) as report:
         if log is not None and (newest := log.newest(moving)) is not None:
-            moving, before = newest
-            losses, done = [before], len(before)
+            moving, earlier = newest
+            losses, done = [earlier], len(earlier)
             source.skip(done)
-            report.look(int(run.start) + done, before)
+            report.look(int(run.start) + done, earlier)
         while done < steps:
             asked = min(pace.steps, steps - done)
             if log is not None:
