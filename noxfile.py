@@ -115,7 +115,7 @@ def lint(session: nox.Session) -> None:
 @nox.session
 def types(session: nox.Session) -> None:
     """Pyright on the source, and how much of the public interface has types."""
-    session.install("-e", ".[numpyro]", *group("types"))
+    session.install("-e", ".[numpyro,arviz,plot]", *group("types"))
     session.run("pyright")
     report = session.run(
         "pyright",

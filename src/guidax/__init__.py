@@ -61,13 +61,13 @@ from ._objective.elbo import ELBO as ELBO
 from ._objective.importance import IWELBO as IWELBO
 from ._objective.importance import RenyiELBO as RenyiELBO
 from ._objective.mean_field import MeanFieldELBO as MeanFieldELBO
-from ._posterior.diagnose import Diagnosis as Diagnosis
-from ._posterior.diagnose import diagnose as diagnose
+from ._posterior.calibration import Calibration as Calibration
+from ._posterior.calibration import calibrate as calibrate
 from ._posterior.diagnose import Diagnosis as Diagnosis
 from ._posterior.diagnose import diagnose as diagnose
 from ._posterior.exchange import from_numpyro_params as from_numpyro_params
 from ._posterior.exchange import to_numpyro_params as to_numpyro_params
 from ._posterior.log_likelihood import log_likelihood as log_likelihood
 from ._posterior.pareto import psis as psis
-from ._posterior.pareto import psis as psis
 from ._posterior.predictive import Predictive as Predictive
+from ._posterior.to_arviz import to_arviz as to_arviz

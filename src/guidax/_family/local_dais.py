@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import equinox as eqx
@@ -56,6 +56,14 @@ class LocalDAIS(AbstractFamily):
         """The moves follow the density of the data."""
         return True
 
+    def map_rows(self, f: Callable[[Array, tuple[tuple[str, int], ...]], Any]) -> Any:
+        """Apply a function to the base's parameters, and to those of moves that are a row's own."""
+        new = (self.base.map_rows(f), self.dynamics)
+        if self.dynamics.raw_damping.ndim:
+            own = jax.tree.map(lambda x: f(x, ((self.plate, 0),)), self.dynamics)
+            new = (new[0], own)
+        return eqx.tree_at(lambda family: (family.base, family.dynamics), self, new)
+
     @property
     def has_params(self) -> bool:
         """Whether the base has."""
@@ -86,7 +94,7 @@ class LocalDAIS(AbstractFamily):
 
         rows = target.indices.get(self.plate)
         noise = self._noise(keys[1], z, rows)
-        moves = self.dynamics.at_rows(z.shape[0], rows)
+        moves = self.dynamics.at_rows(z.shape[0], rows, num_rows(self.sites, self.plate))
         z, log_factor = moves.run(gradient_of(log_target), gradient_of(log_base), z, noise)
         block = Block(tuple(s.name for s in self.sites), (self.plate,))
         return Draw.of(self._unpack(z), log_q={block: log_q + log_factor})
@@ -121,7 +129,7 @@ class LocalDAIS(AbstractFamily):
         Raises:
             ValueError: If another plate around a site of this plate holds some of its rows only.
         """
-        for site in trace.sites.values():
+        for site in (*trace.of("latent").values(), *trace.of("observed").values()):
             names = [p.name for p in site.plates]
             for p in site.plates:
                 if self.plate in names and p.name != self.plate and p.rows < p.size:

@@ -61,7 +61,8 @@ class NumPyroModel(AbstractCallableModel):
                 for p in site.plates:
                     _record(plates, p)
             elif kind == "deterministic":
-                sites[name] = Site(name, "deterministic", msg["value"])
+                plates_around = _plates(msg, values.sizes)
+                sites[name] = Site(name, "deterministic", msg["value"], plates=plates_around)
             elif kind == "param":
                 value = values.params.get(name, msg["value"])
                 sites[name] = Site(name, "param", value, bijection=_param_bijection(msg))
@@ -165,9 +166,7 @@ def _site(msg: dict[str, Any], sizes: dict[str, int]) -> Site:
     fn, sample_shape = msg["fn"], tuple(msg["kwargs"].get("sample_shape", ()))
     shape, observed = sample_shape + tuple(fn.batch_shape), msg["is_observed"]
     event = tuple(fn.event_shape)
-    frames = sorted(msg["cond_indep_stack"], key=lambda f: f.dim)
-    sizes = {f.name: f.size for f in frames} | sizes
-    plates = tuple(Plate(f.name, sizes[f.name], f.dim, f.size) for f in frames)
+    plates = _plates(msg, sizes)
     scale = 1.0 if msg["scale"] is None else msg["scale"]
     for p in plates:
         if p.rows < p.size:  # NumPyro's scale holds N/B too
@@ -195,6 +194,12 @@ def _site(msg: dict[str, Any], sizes: dict[str, int]) -> Site:
         contains=fn.support if observed and fn.support is not None else None,
         dtype=_dtype(fn),
     )
+
+
+def _plates(msg: dict[str, Any], sizes: dict[str, int]) -> tuple[Plate, ...]:
+    """Return the plates around a site, outermost first."""
+    frames = sorted(msg["cond_indep_stack"], key=lambda f: f.dim)
+    return tuple(Plate(f.name, sizes.get(f.name, f.size), f.dim, f.size) for f in frames)
 
 
 def _base(fn: Any) -> Any:

@@ -113,7 +113,8 @@ class _Runner(Messenger):
         if msg.kind == "sample":
             self._record_site(native_site(msg))
         elif msg.kind == "deterministic":
-            self._record_site(Site(msg.name, "deterministic", msg.value))
+            plates = tuple(sorted(msg.plates, key=lambda p: p.dim))
+            self._record_site(Site(msg.name, "deterministic", msg.value, plates=plates))
         elif msg.kind == "param":
             self._record_param(msg)
 
