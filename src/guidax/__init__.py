@@ -63,6 +63,8 @@ from ._objective.importance import RenyiELBO as RenyiELBO
 from ._objective.mean_field import MeanFieldELBO as MeanFieldELBO
 from ._posterior.calibration import Calibration as Calibration
 from ._posterior.calibration import calibrate as calibrate
+from ._posterior.calibration import Calibration as Calibration
+from ._posterior.calibration import calibrate as calibrate
 from ._posterior.diagnose import Diagnosis as Diagnosis
 from ._posterior.diagnose import diagnose as diagnose
 from ._posterior.exchange import from_numpyro_params as from_numpyro_params
