@@ -160,7 +160,7 @@ def _line(run: Run, batch: Batch | None) -> dict[str, Any]:
     is_default = run.recipe.optimizer.value is None
     return {
         "key": {"kind": str(run.key.dtype), "data": _key_data(run.key)},
-        "learning_rate": float(run.rate),
+        "learning_rate": float(str(np.asarray(run.rate))),  # 0.01, not 0.00999999977
         "first step": int(run.start),
         # The default optimizer alone looks at it.
         "steps": int(run.horizon) if is_default else "any number",

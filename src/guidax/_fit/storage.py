@@ -90,7 +90,7 @@ def write(path: Path, header: dict[str, Any], tree: PyTree) -> None:
     tree = jax.tree_util.tree_map_with_path(_on_host, tree)
     if jax.process_index():
         return
-    header = {"guidax": _version("guidax"), "jax": _version("jax")} | header
+    header = {"guidax": _version(), "jax": jax.__version__} | header
     handle, name = tempfile.mkstemp(suffix=PART, prefix=f".{path.name}.", dir=path.parent)
     try:
         with open(handle, "wb") as file:
@@ -230,5 +230,8 @@ def _sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
-def _version(package: str) -> str:
-    return importlib.metadata.version(package)
+def _version() -> str:
+    try:
+        return importlib.metadata.version("guidax")
+    except importlib.metadata.PackageNotFoundError:  # run from its source, not installed
+        return "unknown"
