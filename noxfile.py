@@ -176,6 +176,13 @@ def dais_speed(session: nox.Session) -> None:
 
 
 @nox.session
+def checkpoints(session: nox.Session) -> None:
+    """What checkpoints cost."""
+    session.install(".")
+    session.run("python", "benchmarks/checkpoints.py")
+
+
+@nox.session
 def flows(session: nox.Session) -> None:
     """What guides with flows reach, and what they cost: `nox -s flows -- bend`."""
     session.install(".[examples]", *group("benchmarks"))
