@@ -28,9 +28,10 @@ LAYERS = {
     "_objective": 5,
     "_fit": 6,
     "_posterior": 7,
+    "plot": 7.5,
     "__init__": 8,
 }
-FACADES = ["__init__.py", "constraints.py", "handlers.py"]
+FACADES = ["__init__.py", "constraints.py", "handlers.py", "plot.py"]
 NUMPYRO_ADAPTER = PACKAGE / "_model" / "from_numpyro.py"
 
 # Concrete classes that others may extend: the bases of the constructors that users call.

@@ -2,6 +2,7 @@
 
 from . import constraints as constraints
 from . import handlers as handlers
+from . import plot as plot
 from ._family.base import AbstractFamily as AbstractFamily
 from ._fit.checkpoint import Checkpoint as Checkpoint
 from ._fit.fit import fit as fit
