@@ -73,4 +73,7 @@ from ._posterior.exchange import to_numpyro_params as to_numpyro_params
 from ._posterior.log_likelihood import log_likelihood as log_likelihood
 from ._posterior.pareto import psis as psis
 from ._posterior.predictive import Predictive as Predictive
+from ._posterior.samplers import LowRank as LowRank
+from ._posterior.samplers import NeuTraDensity as NeuTraDensity
+from ._posterior.samplers import UnconstrainedDensity as UnconstrainedDensity
 from ._posterior.to_arviz import to_arviz as to_arviz

@@ -1,0 +1,103 @@
+"""The covariance of a guide in unconstrained space, in the order in which samplers ravel sites."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import equinox as eqx
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from .._family.diagonal import DiagonalNormal
+from .._family.flat import AbstractFlatNormal
+from .._family.low_rank import LowRankNormal
+from .._family.multivariate import MultivariateNormal
+from .._family.normal import MeanFieldNormal
+from .._guide.guide import AutoGuide
+from .._model.target import Target
+from .._model.trace import LatentSpec
+from .._numerics import is_traced
+
+
+class Root(eqx.Module):
+    """A covariance `diag(own^2) + factor factor'`.
+
+    Attributes:
+        own: Standard deviation that each coordinate has for itself; None for zero.
+        factor: What the coordinates share, one column for each source.
+        is_sampled: Whether it is estimated from draws.
+    """
+
+    own: Float[Array, " dim"] | None
+    factor: Float[Array, "dim sources"]
+    is_sampled: bool = eqx.field(static=True, default=False)
+
+    def variances(self) -> Float[Array, " dim"]:
+        """Return the diagonal."""
+        shared = jnp.sum(self.factor**2, axis=1)
+        return shared if self.own is None else self.own**2 + shared
+
+    def covariance(self) -> Float[Array, "dim dim"]:
+        """Return the matrix."""
+        shared = self.factor @ self.factor.T
+        return shared if self.own is None else shared + jnp.diag(self.own**2)
+
+    def stretched(self, rank: int) -> tuple[Array, Array, Array]:
+        """Return scales, the directions in which the scaled covariance is largest, and how large.
+
+        Nothing of size `dim^2` is formed where the factor is thin.
+        """
+        scale = jnp.sqrt(self.variances()) if self.own is None else self.own
+        U, root, _ = jnp.linalg.svd(self.factor / scale[:, None], full_matrices=False)
+        stretch = root**2 + (0.0 if self.own is None else 1.0)
+        return scale, U[:, :rank], stretch[:rank]
+
+
+def order_by_name(sites: Sequence[LatentSpec]) -> np.ndarray:
+    """Return, for each coordinate of the sites raveled by name, its place in site order."""
+    starts = np.cumsum([0, *(s.size for s in sites)])
+    places = {s.name: np.arange(a, a + s.size) for s, a in zip(sites, starts[:-1], strict=True)}
+    return np.concatenate([places[name] for name in sorted(places)])
+
+
+def covariance_root(
+    guide: AutoGuide, target: Target, draws: Callable[[], dict[str, Array]]
+) -> Root:
+    """Return the covariance of a guide's unconstrained draws, coordinates by name.
+
+    Args:
+        guide: The guide.
+        target: What it draws against.
+        draws: Gives unconstrained draws where the covariance has no closed form.
+
+    Raises:
+        TypeError: If the guide has no spread.
+    """
+    family = guide.family
+    if isinstance(family, AbstractFlatNormal) and family.batch_ndim == 0:
+        own, factor = _of_normal(family)
+        order = order_by_name(family.sites)
+        return Root(None if own is None else own[order], factor[order])
+    if isinstance(family, MeanFieldNormal):
+        scales = {name: scale for name, (_, scale) in family.normal_marginals(target).items()}
+        own = jnp.concatenate([scales[name].reshape(-1) for name in sorted(scales)])
+        return Root(own, jnp.zeros((own.size, 0), own.dtype))
+    values = draws()
+    z = jnp.concatenate([x.reshape(len(x), -1) for _, x in sorted(values.items())], axis=1)
+    centred = (z - jnp.mean(z, axis=0)) / jnp.sqrt(max(len(z) - 1, 1))
+    if not is_traced(z) and not bool(jnp.all(jnp.any(centred != 0, axis=0))):
+        raise TypeError(
+            f"{type(guide).__name__} draws points, which have no spread to make a mass matrix of: "
+            "take a guide that spreads, such as gx.AutoNormal."
+        )
+    return Root(None, centred.T, is_sampled=True)
+
+
+def _of_normal(family: AbstractFlatNormal) -> tuple[Array | None, Array]:
+    if isinstance(family, MultivariateNormal):
+        return None, family.scale_tril()
+    if isinstance(family, LowRankNormal):
+        return family.scale(), family.scale()[:, None] * family.factor
+    assert isinstance(family, DiagonalNormal)
+    return family.marginal_scale(), jnp.zeros((family.loc.size, 0), family.loc.dtype)
