@@ -177,10 +177,10 @@ def test_step_sizes_stay_inside_their_bounds_and_keep_a_gradient():
 def test_rows_take_their_own_parameters_or_share_them(key):
     own = start((4,))
     own = jax.tree.map(lambda x: x + jnp.arange(4.0).reshape(4, *(1,) * (x.ndim - 1)), own)
-    some = own.at_rows(2, jnp.array([3, 1]))
+    some = own.at_rows(2, jnp.array([3, 1]), 4)
     assert distance(some, jax.tree.map(lambda x: x[jnp.array([3, 1])], own)) == 0
-    assert distance(own.at_rows(4, None), own) == 0
-    shared = start().at_rows(6, None)
+    assert distance(own.at_rows(4, None, 4), own) == 0
+    shared = start().at_rows(6, None, 6)
     assert shared.raw_speed.shape == (6, 3) and shared.raw_damping.shape == (6,)
     z, noise = draws(key, 5, (6,))
     end, factor = shared.run(target, base, z, noise)

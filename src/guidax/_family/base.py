@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
@@ -46,6 +47,18 @@ class AbstractFamily(eqx.Module):
     def reads_batch(self) -> bool:
         """Whether draws depend on the model's arguments, which then cannot be left out."""
         return False
+
+    def map_rows(self, f: Callable[[Array, tuple[tuple[str, int], ...]], Any]) -> Any:
+        """Return the family with a function applied to each parameter that holds rows of plates.
+
+        A family that has such parameters draws also where they hold no more than the rows in
+        `target.indices`.
+
+        Args:
+            f: Called with the parameter, and the name of each plate with its axis.
+        """
+        del f
+        return self
 
     @property
     def has_params(self) -> bool:

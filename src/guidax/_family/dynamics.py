@@ -111,16 +111,17 @@ class Dynamics(eqx.Module):
             "gain": jax.nn.softplus(self.raw_gain),
         }
 
-    def at_rows(self, num_rows: int, rows: Int[Array, " _held"] | None) -> Dynamics:
+    def at_rows(self, held: int, rows: Int[Array, " _held"] | None, size: int) -> Dynamics:
         """Return the parameters of some rows, each row's own or shared by all.
 
         Args:
-            num_rows: How many rows.
+            held: How many rows.
             rows: Their numbers; None for all, in order.
+            size: How many rows there are. Where the parameters hold fewer, they hold those alone.
         """
         if not self.raw_damping.ndim:
-            return jax.tree.map(lambda x: jnp.broadcast_to(x, (num_rows, *x.shape)), self)
-        if rows is None:
+            return jax.tree.map(lambda x: jnp.broadcast_to(x, (held, *x.shape)), self)
+        if rows is None or self.raw_damping.shape[0] < size:
             return self
         return jax.tree.map(lambda x: jnp.take(x, rows, axis=0), self)
 

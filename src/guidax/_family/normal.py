@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -42,6 +45,16 @@ class MeanFieldNormal(AbstractFamily):
     def learning_rate(self) -> float:
         """0.3: safe for independent normals, also from far away (measured on posteriordb)."""
         return 0.3
+
+    def map_rows(self, f: Callable[[Array, tuple[tuple[str, int], ...]], Any]) -> Any:
+        """Apply a function to locations and scales of sites in plates."""
+
+        def mapped(parameters: dict[str, Array]) -> dict[str, Any]:
+            plates = {s.name: s.plates for s in self.sites}
+            return {n: f(x, plates[n]) if plates[n] else x for n, x in parameters.items()}
+
+        new = (mapped(self.loc), mapped(self.raw_scale))
+        return eqx.tree_at(lambda family: (family.loc, family.raw_scale), self, new)
 
     def normal_marginals(self, target: Target) -> dict[str, tuple[Array, Array]]:
         """Return location and scale of each site's rows."""

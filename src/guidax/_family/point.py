@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import equinox as eqx
 from jaxtyping import Array, Float
 
@@ -33,6 +36,12 @@ class Point(AbstractFamily):
     def learning_rate(self) -> float:
         """0.3, as for independent normals."""
         return 0.3
+
+    def map_rows(self, f: Callable[[Array, tuple[tuple[str, int], ...]], Any]) -> Any:
+        """Apply a function to the values of sites in plates."""
+        plates = {s.name: s.plates for s in self.sites}
+        new = {n: f(x, plates[n]) if plates[n] else x for n, x in self.loc.items()}
+        return eqx.tree_at(lambda family: family.loc, self, new)
 
     def draw(self, key: Key, target: Target) -> Draw:
         """Return the point."""

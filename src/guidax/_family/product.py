@@ -52,6 +52,11 @@ class Product(AbstractFamily):
         """Whether any part does."""
         return any(part.reads_batch for part in self.parts)
 
+    def map_rows(self, f: Callable[[Array, tuple[tuple[str, int], ...]], Any]) -> Any:
+        """Apply a function to the parameters of each part."""
+        parts = tuple(part.map_rows(f) for part in self.parts)
+        return eqx.tree_at(lambda family: family.parts, self, parts)
+
     @property
     def has_params(self) -> bool:
         """Whether any part has."""

@@ -15,7 +15,7 @@ from .._types import Key
 from .checkpoint import Checkpoint
 from .loop import require_steps, train
 from .progress import Progress
-from .recipe import Optimizer, Schedule, make_recipe
+from .recipe import OnNonfinite, Optimizer, Schedule, make_recipe
 from .result import FitResult, conclude
 from .update import Run, as_int32, begin
 
@@ -34,6 +34,8 @@ def fit(
     progress: Progress = None,
     checkpoint: Checkpoint | None = None,
     forward_mode: bool = False,
+    row_sparse: bool = False,
+    on_nonfinite: OnNonfinite = "raise",
     **kwargs: Any,
 ) -> FitResult:
     """Train a guide by stochastic gradient steps on an objective.
@@ -68,6 +70,15 @@ def fit(
             finished returns its result. `batches` is then a function of the step.
         forward_mode: Take gradients in forward mode, for models that only it differentiates
             (`lax.while_loop`); it costs one pass for each parameter.
+        row_sparse: Leave alone the parameters, and their moments in the optimizer, of the rows of
+            plates that a step does not hold, so that a step costs what its rows cost, however many
+            there are. Moments of a row decay when it is held, not at every step (lazy Adam), and so
+            does weight decay. A batch must not name a row twice.
+        on_nonfinite: What follows a step whose loss, gradient or update is not finite. "raise"
+            stops there. "skip" leaves everything as it was and takes the next step with its own
+            draws. "halve" goes back to the state of the last step that was finite and halves the
+            learning rate for good; it keeps a second copy of guide and optimizer state. A hundred
+            bad steps in a row stop these as well.
         **kwargs: The model's keyword arguments.
 
     Returns:
@@ -76,19 +87,28 @@ def fit(
     Raises:
         TypeError: If an argument is of the wrong kind, or the model's arguments do not fit it.
         ValueError: If `steps` is less than 1, `learning_rate` is not positive, `trainable` selects
-            nothing, the objective is not defined for guide and model, or the checkpoints are of
-            another fit or all damaged.
-        NonFiniteError: If a loss, gradient or update is not finite. It carries the result up to
-            there. Inside transformations `first_bad_step` of the result says so instead.
+            nothing, the objective is not defined for guide and model, the checkpoints are of
+            another fit or all damaged, or `row_sparse` has nothing to leave alone, or meets an
+            optimizer that it cannot serve.
+        NonFiniteError: If the run stops since loss, gradient or update is not finite. It carries
+            the result up to there. Inside transformations `first_bad_step` and `num_bad_steps` of
+            the result say so instead.
 
     Warns:
-        UserWarning: If batches come and no plate of the model is subsampled, if they end early, or
-            if the newest checkpoint is damaged and the one before is used.
+        UserWarning: If batches come and no plate of the model is subsampled, if they end early, if
+            the newest checkpoint is damaged and the one before is used, or if steps that were not
+            finite have been skipped.
     """
     _require(key, guide, objective)
     require_steps(steps)
     recipe, rate = make_recipe(
-        guide, optimizer, learning_rate, trainable, forward_mode=forward_mode
+        guide,
+        optimizer,
+        learning_rate,
+        trainable,
+        forward_mode=forward_mode,
+        row_sparse=row_sparse,
+        on_nonfinite=on_nonfinite,
     )
     run = Run(key, rate, as_int32(0), as_int32(steps), objective, recipe)
     outcome = train(

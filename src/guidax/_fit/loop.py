@@ -16,6 +16,7 @@ from .checkpoint import Checkpoint, Log
 from .progress import Pace, Progress, Report
 from .source import CAPACITY, AbstractSource, Batches, OneBatch
 from .update import Moving, Run, advance
+from .window import require_distinct
 
 
 class Outcome(NamedTuple):
@@ -93,6 +94,8 @@ def train(
         log = None if checkpoint is None else Log(checkpoint, moving, run, None, steps)
         return _on_host(moving, run, Batches(batches, int(run.start)), steps, progress, log)
     batch = moving.guide.admit(as_batch(moving.guide.model, args, kwargs, options))
+    if run.recipe.row_sparse:
+        require_distinct(batch)
     if not traced:
         log = None if checkpoint is None else Log(checkpoint, moving, run, batch, steps)
         return _on_host(moving, run, OneBatch(batch), steps, progress, log)
@@ -118,6 +121,7 @@ def _on_host(
     progress: Progress,
     log: Log | None,
 ) -> Outcome:
+    before = int(moving.num_bad_steps)
     losses: list[np.ndarray] = []
     done, pace = 0, Pace(CAPACITY)
     with Report(progress is None or progress, steps) as report:
@@ -132,8 +136,7 @@ def _on_host(
                 asked = min(asked, log.ahead(done))
             moving, taken = source.stride(moving, run, asked)
             pace.look()
-            bad = int(moving.first_bad_step)
-            if bad >= 0:
+            if int(moving.streak) >= run.recipe.patience:
                 offset = int(moving.step) - int(run.start) - done
                 losses.append(taken[: offset + 1])
                 return Outcome(moving, _joined(losses), source.batch_of(offset))
@@ -149,6 +152,11 @@ def _on_host(
                     "gave."
                 )
                 break
+    if bad := int(moving.num_bad_steps) - before:
+        warn_caller(
+            f"{bad} of {done} steps were not finite and were skipped, the first of all of them step "
+            f'{int(moving.first_bad_step)}. To see which sites fail, fit with on_nonfinite="raise".'
+        )
     return Outcome(moving, _joined(losses), None)
 
 

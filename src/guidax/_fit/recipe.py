@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal, get_args
 
 import equinox as eqx
 import jax
@@ -20,8 +20,10 @@ from .._numerics import from_host, is_traced
 CLIP_NORM = 10.0  # of the gradient, as the default optimizer starts
 CLIP_GROWTH = 1e4  # by how much the norm has risen when it ends
 DEFAULT_RATE = 1e-2  # of an optimizer that is given without one
+PATIENCE = 100  # bad steps in a row that are skipped before the run ends
 
 Schedule = Callable[[Array], ArrayLike]
+OnNonfinite = Literal["raise", "skip", "halve"]
 Optimizer = optax.GradientTransformation | Callable[..., optax.GradientTransformation] | None
 
 
@@ -34,12 +36,21 @@ class Recipe:
         schedule: A learning rate as a function of the step, or None where it is a number.
         trained: For each leaf of the guide, whether it is trained.
         forward_mode: Whether gradients are taken in forward mode.
+        row_sparse: Whether a step leaves alone the rows of plates that it does not hold.
+        on_nonfinite: What follows a step that is not finite.
     """
 
     optimizer: Static
     schedule: Static
     trained: tuple[bool, ...]
     forward_mode: bool
+    row_sparse: bool
+    on_nonfinite: OnNonfinite
+
+    @property
+    def patience(self) -> int:
+        """How many bad steps in a row end the run."""
+        return 1 if self.on_nonfinite == "raise" else PATIENCE
 
     def transformation(
         self, rate: Float[Array, ""], progress: Float[Array, ""]
@@ -96,14 +107,27 @@ def make_recipe(
     trainable: Callable[[AutoGuide], PyTree] | None,
     *,
     forward_mode: bool,
+    row_sparse: bool,
+    on_nonfinite: OnNonfinite,
 ) -> tuple[Recipe, Float[Array, ""]]:
     """Check the options of a fit, and return its recipe and the learning rate.
 
     Raises:
         TypeError: If an option is of the wrong kind.
         ValueError: If the rate is not a positive number, stands beside a ready optimizer, or
-            `trainable` selects nothing of the guide.
+            `trainable` selects nothing of the guide; or if `on_nonfinite` is none of its values,
+            or cannot stand beside `row_sparse`.
     """
+    if on_nonfinite not in get_args(OnNonfinite):
+        raise ValueError(
+            f"on_nonfinite is one of {', '.join(map(repr, get_args(OnNonfinite)))}; got "
+            f"{on_nonfinite!r}."
+        )
+    if row_sparse and on_nonfinite == "halve":
+        raise ValueError(
+            'on_nonfinite="halve" keeps a copy of the whole state, which row_sparse=True would '
+            'have to touch at every step: use on_nonfinite="skip".'
+        )
     if not (optimizer is None or callable(optimizer) or _is_ready(optimizer)):
         raise TypeError(
             "optimizer takes a function of the learning rate, such as optax.adam, or an optax "
@@ -127,7 +151,14 @@ def make_recipe(
                 f"{learning_rate}."
             )
         rate = from_host(number)  # checked before: under jit its value is hidden
-    recipe = Recipe(Static(optimizer), Static(schedule), _trained(guide, trainable), forward_mode)
+    recipe = Recipe(
+        Static(optimizer),
+        Static(schedule),
+        _trained(guide, trainable),
+        forward_mode,
+        bool(row_sparse),
+        on_nonfinite,
+    )
     return recipe, rate
 
 

@@ -50,10 +50,15 @@ class FitResult(eqx.Module):
     def first_bad_step(self) -> Int[Array, "*members"]:
         """The first step whose loss, gradient or update was not finite, or -1.
 
-        Steps count from 0 at the first call. The guide is as it was before that step. The result of
-        an ensemble has one for each member.
+        Steps count from 0 at the first call. Where that ends a run (`on_nonfinite="raise"`), the
+        guide is as it was before that step. The result of an ensemble has one for each member.
         """
         return self.state.moving.first_bad_step
+
+    @property
+    def num_bad_steps(self) -> Int[Array, "*members"]:
+        """How many steps were not finite, in all calls."""
+        return self.state.moving.num_bad_steps
 
     def resume(
         self,
@@ -119,9 +124,9 @@ class FitResult(eqx.Module):
                 "this is the result of an ensemble, whose members resume one by one: "
                 "jax.vmap(lambda result: result.resume(*args, steps=n))(result)."
             )
-        if int(self.first_bad_step) >= 0:
+        if int(self.state.moving.streak) >= self.state.run.recipe.patience:
             raise ValueError(
-                f"the run stopped at step {int(self.first_bad_step)}, which was not finite, and "
+                f"the run stopped at step {int(self.state.moving.step)}, which was not finite, and "
                 "would stop there again. Start a new fit from result.guide, with a smaller "
                 "learning_rate."
             )
@@ -132,7 +137,7 @@ class NonFiniteError(FloatingPointError):
 
     Attributes:
         result: The run up to the last good step.
-        step: The first bad step, from 0.
+        step: The step that ended the run, from 0.
         sites: Names of the sites whose log density, or its gradient, was not finite there: in the
             model, or where all is finite in the model, in the guide.
     """
@@ -140,13 +145,15 @@ class NonFiniteError(FloatingPointError):
     def __init__(self, result: FitResult, sites: tuple[str, ...]):
         self.result: FitResult = result
         self.sites: tuple[str, ...] = sites
-        self.step: int = int(result.first_bad_step)
+        self.step: int = int(result.state.moving.step)
         loss = float(result.losses[-1])
         where = f"in the log density of the sites {list(sites)}, or in its gradient"
         if not sites:
             where = "in the update: the learning rate may be too large"
+        patience = result.state.run.recipe.patience
+        again = "" if patience == 1 else f", nor at the {patience - 1} steps before it"
         super().__init__(
-            f"not finite at step {self.step} (loss {loss:.6g}), {where}. The guide as it was "
+            f"not finite at step {self.step} (loss {loss:.6g}){again}, {where}. The guide as it was "
             "before that step is in the error's .result.guide. Try another start (init_loc_fn) "
             "or a smaller learning_rate, and look at what those sites compute at extreme values."
         )

@@ -13,6 +13,7 @@ from .._guide.guide import AutoGuide
 from .._model.batch import Batch, as_batch
 from .caller import warn_caller
 from .update import Moving, Run, advance_in_place, as_int32
+from .window import require_distinct
 
 CAPACITY = 1000  # of one dispatch: the same for all runs, so that they share a program
 
@@ -73,6 +74,8 @@ class Batches(AbstractSource):
         self._recent, losses = [], []
         for batch in self._take(n):
             batch = self._admitted(moving.guide, batch)
+            if run.recipe.row_sparse:
+                require_distinct(batch)
             moving, loss = advance_in_place(moving, run, batch, as_int32(1), capacity=1)
             self._recent.append(batch)
             losses.append(loss)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
@@ -12,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import lax, random
-from jaxtyping import Array, Float, Int, PyTree
+from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from .._guide.guide import AutoGuide
 from .._model.batch import Batch
@@ -20,6 +21,7 @@ from .._numerics import all_finite, from_host, strong
 from .._objective.base import AbstractObjective
 from .._types import Key
 from .recipe import Recipe
+from .window import Rows, map_moments, rows_of
 
 
 class Moving(eqx.Module):
@@ -30,13 +32,21 @@ class Moving(eqx.Module):
         opt_state: The optimizer's state.
         step: Number of steps taken.
         first_bad_step: The first step whose loss, gradient or update was not finite, from 0; -1
-            while there is none. From there on nothing changes any more.
+            while there is none.
+        num_bad_steps: How many there were.
+        streak: How many of them were the last ones, in a row. Once the recipe's patience is at its
+            end, nothing changes any more.
+        last_good: Guide and optimizer's state at the last step that was finite, where a bad one
+            goes back to them; else None.
     """
 
     guide: AutoGuide
     opt_state: Any  # a pytree, of the optimizer's own shape
     step: Int[Array, ""]
     first_bad_step: Int[Array, ""]
+    num_bad_steps: Int[Array, ""]
+    streak: Int[Array, ""]
+    last_good: tuple[AutoGuide, Any] | None
 
 
 class Run(eqx.Module):
@@ -78,26 +88,20 @@ def as_int32(x: int) -> Int[Array, ""]:
 def begin(guide: AutoGuide, run: Run) -> Moving:
     """Return the state before the first step. Its guide is a copy, which can be donated."""
     guide = jax.tree.map(lambda x: strong(jnp.copy(x)), guide)
-    step = jnp.zeros((), jnp.int32)
-    transformation, trained = run.transformation(step), run.recipe.split(guide)[0]
+    zero = jnp.zeros((), jnp.int32)
+    transformation, trained = run.transformation(zero), run.recipe.split(guide)[0]
     opt_state = jax.tree.map(strong, _placed(transformation.init(trained), trained))
-    return Moving(guide, opt_state, step, jnp.full((), -1, jnp.int32))
+    last_good = (guide, opt_state) if run.recipe.on_nonfinite == "halve" else None
+    return Moving(guide, opt_state, zero, zero - 1, zero, zero, last_good)
 
 
 def _placed(opt_state: PyTree, trained: PyTree) -> PyTree:
     """Place moments as their parameters are: from JAX 0.12 on, zeros_like drops their sharding."""
-    structure = jax.tree.structure(trained)
 
-    def is_moments(node: Any) -> bool:
-        return jax.tree.structure(node) == structure
-
-    def place(moment: Array, x: Array) -> Array:
+    def place(x: Array, moment: Array) -> Array:
         return moment + (0 * x).astype(moment.dtype) if moment.shape == x.shape else moment
 
-    def place_all(node: Any) -> Any:
-        return jax.tree.map(place, node, trained) if is_moments(node) else node
-
-    return jax.tree.map(place_all, opt_state, is_leaf=is_moments)
+    return map_moments(place, trained, opt_state)
 
 
 @jax.jit
@@ -112,7 +116,7 @@ def _advance(
     """Take `n` steps.
 
     `n` is traced and at most `capacity`, which is static: any number of steps and any way to cut
-    them into chunks share one program. Nothing changes from the first bad step on.
+    them into chunks share one program. Nothing changes once the recipe's patience is at its end.
 
     Args:
         moving: The state.
@@ -122,7 +126,7 @@ def _advance(
         capacity: Length of the vector of losses.
 
     Returns:
-        The state after them, and the loss at each step; NaN after a bad step and beyond `n`.
+        The state after them, and the loss at each step; NaN where none was taken.
     """
     losses = jnp.full((capacity,), jnp.nan, float)
     return _loop((moving, losses), run, batch, n)
@@ -153,7 +157,51 @@ def _loop(
 
 
 def _one_step(moving: Moving, run: Run, batch: Batch) -> tuple[Moving, Float[Array, ""]]:
-    """Take one step. A bad one, and any after it, leaves everything as it is.
+    """Take one step, on all parameters or on the rows that it holds."""
+    if not run.recipe.row_sparse:
+        return _step_on_all(moving, run, batch)
+    indices = run.objective.indices(moving.guide, run.key_at(moving.step), batch)
+    rows = rows_of(moving.guide, indices)
+    held = _on_rows(lambda rows, x: rows.take(x), run, rows, moving)
+    _require_moments(held, run)
+    held, loss = _step_on_all(held, run, batch)
+    return _on_rows(lambda rows, x, new: rows.put(x, new), run, rows, moving, held), loss
+
+
+def _on_rows(
+    f: Callable[..., Array], run: Run, rows: AutoGuide, moving: Moving, *new: Moving
+) -> Moving:
+    """Apply a function to each parameter and each moment, beside the place of its rows."""
+    guide = jax.tree.map(f, rows, moving.guide, *(each.guide for each in new))
+
+    def of_moment(rows: Rows, moment: Array, *others: Array) -> Array:
+        is_whole = all(axis < moment.ndim for axis, _ in rows.axes)
+        return f(rows, moment, *others) if is_whole else (*others, moment)[0]
+
+    states = (each.opt_state for each in new)
+    opt_state = map_moments(of_moment, run.recipe.split(rows)[0], moving.opt_state, *states)
+    return dataclasses.replace((*new, moving)[0], guide=guide, opt_state=opt_state)
+
+
+def _require_moments(held: Moving, run: Run) -> None:
+    """Refuse an optimizer whose state has rows that are not seen to be rows.
+
+    Raises:
+        ValueError: If its state for the rows alone would have another shape.
+    """
+    trained = run.recipe.split(held.guide)[0]
+    fresh = jax.eval_shape(run.transformation(held.step).init, trained)
+    shapes = [jax.tree.map(jnp.shape, x) for x in (fresh, held.opt_state)]
+    if shapes[0] != shapes[1]:
+        raise ValueError(
+            "row_sparse=True takes optimizers that keep their moments in the structure of the "
+            "trained parameters, such as optax.adam; this one keeps something else (optax.masked "
+            "and optax.multi_transform do). Use trainable= to leave parameters out."
+        )
+
+
+def _step_on_all(moving: Moving, run: Run, batch: Batch) -> tuple[Moving, Float[Array, ""]]:
+    """Take one step. A bad one leaves everything as it is, or goes back.
 
     `lax.cond` decides that, not a selection for each leaf: into every selection XLA copies what
     leads to it, update and gradient, and compiles it again. The update itself is in no branch:
@@ -167,20 +215,45 @@ def _one_step(moving: Moving, run: Run, batch: Batch) -> tuple[Moving, Float[Arr
         return run.objective.loss(eqx.combine(trained, fixed), key, batch)
 
     loss, grads = _value_and_grad(loss_of, trained, forward_mode=recipe.forward_mode)
-    alive = moving.first_bad_step < 0
+    alive = moving.streak < recipe.patience
     good = alive & all_finite((loss, grads))
     # A border for XLA, as below; what a bad step hands on is thrown away.
     grads = lax.cond(good, lambda: grads, lambda: trained)
     updates, opt_state = optax.with_extra_args_support(transformation).update(
         grads, moving.opt_state, trained, value=loss, grad=grads, value_fn=loss_of
     )
+    if recipe.on_nonfinite == "halve":
+        share = 0.5 ** moving.num_bad_steps.astype(run.rate.dtype)
+        updates = jax.tree.map(lambda u: (share * u).astype(u.dtype), updates)
     new = optax.apply_updates(trained, updates)
     good &= all_finite(new)
-    moved = Moving(eqx.combine(new, fixed), opt_state, moving.step + 1, moving.first_bad_step)
+    moved = dataclasses.replace(
+        moving,
+        guide=eqx.combine(new, fixed),
+        opt_state=opt_state,
+        step=moving.step + 1,
+        streak=jnp.zeros_like(moving.streak),
+        last_good=moving.last_good and (moving.guide, moving.opt_state),
+    )
     moved = jax.tree.map(lambda x, old: x.astype(old.dtype), moved, moving)
-    bad_step = jnp.where(alive, moving.step, moving.first_bad_step)
-    stopped = dataclasses.replace(moving, first_bad_step=bad_step)
-    return lax.cond(good, lambda: moved, lambda: stopped), jnp.where(alive, loss, jnp.nan)
+    kept = _after_bad_step(moving, alive, recipe)
+    return lax.cond(good, lambda: moved, lambda: kept), jnp.where(alive, loss, jnp.nan)
+
+
+def _after_bad_step(moving: Moving, alive: Bool[Array, ""], recipe: Recipe) -> Moving:
+    """Return the state after a step that was not finite, or that was not taken."""
+    is_first = alive & (moving.first_bad_step < 0)
+    streak = moving.streak + alive
+    guide, opt_state = moving.last_good or (moving.guide, moving.opt_state)
+    return dataclasses.replace(
+        moving,
+        guide=guide,
+        opt_state=opt_state,
+        step=moving.step + (streak < recipe.patience),
+        first_bad_step=jnp.where(is_first, moving.step, moving.first_bad_step),
+        num_bad_steps=moving.num_bad_steps + alive,
+        streak=streak,
+    )
 
 
 def _value_and_grad(loss_of: Any, trained: Any, *, forward_mode: bool) -> tuple[Array, Any]:

@@ -17,7 +17,7 @@ def draw_rows(key: Key, size: int, rows: int) -> Int[Array, " rows"]:
     small part of it. The sequence is long enough that fewer different values have probability
     below 1e-20.
     """
-    if size <= 16 * rows:
+    if size < 10 * rows:
         return random.permutation(key, size)[:rows]
     draws = random.randint(key, (rows + rows // 4 + 16,), 0, size)
     order = jnp.argsort(draws, stable=True)

@@ -152,9 +152,13 @@ class LatentSpec:
         return tuple(name for name, _ in self.plates)
 
     def take(self, full: Array, indices: Indices) -> Array:
-        """Return the rows of a full-size parameter that an evaluation holds."""
+        """Return the rows of a parameter that an evaluation holds.
+
+        Along an axis that is shorter than the plate, the parameter holds those rows alone already
+        (`map_rows` of a family).
+        """
         for name, axis in self.plates:
-            if name in indices:
+            if name in indices and full.shape[axis] == self.shape[axis]:
                 full = jnp.take(full, indices[name], axis=axis)
         return full
 

@@ -75,6 +75,10 @@ class AbstractObjective(eqx.Module):
             return -self.combine(one(pairs[0])[None])
         return -self.combine(jax.vmap(one)(pairs))
 
+    def indices(self, guide: AutoGuide, key: Key, batch: Batch) -> dict[str, Array]:
+        """Return the row numbers, by plate, that `loss` draws with this key."""
+        return self._randomness(guide, key, batch)[1]
+
     def not_finite(self, guide: AutoGuide, key: Key, batch: Batch) -> tuple[str, ...]:
         """Return the sites whose log density, or its gradient, `loss` finds not to be finite.
 
