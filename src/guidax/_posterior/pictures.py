@@ -101,21 +101,8 @@ def marginals(
     found = found if axes is not None else found[:_PANELS]
     panels = _grid(len(found), axes)
     for ax, (name, values) in zip(panels, found, strict=False):
-        other = known.get(name)
-        edges = _edges([values] if other is None else [values, other])
-        ax.hist(_inside(values, edges), edges, density=True, color=_GUIDE, alpha=0.6)
-        if other is not None:
-            ax.hist(
-                _inside(other, edges),
-                edges,
-                density=True,
-                histtype="step",
-                color=_REFERENCE,
-                lw=1.4,
-            )
+        _histograms(ax, values, known.get(name))
         ax.set_title(name, fontsize="medium")
-        ax.set_xlim(edges[0], edges[-1])
-        ax.set_yticks([])
         for side in ("left", "top", "right"):
             ax.spines[side].set_visible(False)
     if any(name in known for name, _ in found):
@@ -160,7 +147,7 @@ def pairs(
     if missing := [name for name in names if known and name not in known]:
         raise ValueError(f"the reference has no draws of {missing}: leave them out with sites=.")
     panels = _square(n, axes)
-    edges = {name: _edges([x] + ([known[name]] if known else [])) for name, x in found}
+    limits = {name: _limits(x, known.get(name)) for name, x in found}
     for i, (below, y) in enumerate(found):
         for j, (across, x) in enumerate(found):
             ax = panels[i, j]
@@ -168,13 +155,13 @@ def pairs(
                 ax.set_axis_off()
                 continue
             if i == j:
-                _diagonal(ax, x, known.get(across), edges[across])
+                _histograms(ax, x, known.get(across))
             else:
                 if known:
                     _scatter(ax, known[across], known[below], _REFERENCE, 0.25)
                 _scatter(ax, x, y, _GUIDE, 0.35)
-                ax.set_ylim(edges[below][0], edges[below][-1])
-            ax.set_xlim(edges[across][0], edges[across][-1])
+                ax.set_ylim(limits[below])
+            ax.set_xlim(limits[across])
             ax.tick_params(labelbottom=i == n - 1, labelleft=j == 0 and i > 0, labelsize="small")
             if i == n - 1:
                 ax.set_xlabel(across)
@@ -320,27 +307,25 @@ def _coordinates(
             yield label, values[(slice(None), *index)]
 
 
-def _edges(samples: list[np.ndarray]) -> np.ndarray:
-    """Return the edges of bins that hold all but the outermost draws of each sample."""
-    kept = [x[np.isfinite(x)] for x in samples]
+def _limits(*samples: np.ndarray | None) -> tuple[float, float]:
+    """Return bounds that hold all but the outermost draws of each sample."""
+    kept = [x[np.isfinite(x)] for x in samples if x is not None]
     kept = [x for x in kept if x.size] or [np.zeros(1)]
-    low = min(np.quantile(x, 0.002) for x in kept)
-    high = max(np.quantile(x, 0.998) for x in kept)
-    if not high > low:  # a point
-        low, high = low - 0.5, high + 0.5
-    fewest = min(x.size for x in kept)
-    return np.linspace(low, high, int(np.clip(fewest**0.5, 10, 50)) + 1)
+    low = min(float(np.quantile(x, 0.002)) for x in kept)
+    high = max(float(np.quantile(x, 0.998)) for x in kept)
+    return (low, high) if high > low else (low - 0.5, high + 0.5)  # of a point
 
 
-def _inside(values: np.ndarray, edges: np.ndarray) -> np.ndarray:
-    return values[(values >= edges[0]) & (values <= edges[-1])]
-
-
-def _diagonal(ax: Any, values: np.ndarray, other: np.ndarray | None, edges: np.ndarray) -> None:
-    ax.hist(_inside(values, edges), edges, density=True, color=_GUIDE, alpha=0.6)
-    if other is not None:
-        inside = _inside(other, edges)
-        ax.hist(inside, edges, density=True, histtype="step", color=_REFERENCE, lw=1.2)
+def _histograms(ax: Any, values: np.ndarray, other: np.ndarray | None) -> None:
+    """Draw each sample over bins of its own: one may be far narrower than the other."""
+    styles = {"color": _GUIDE, "alpha": 0.6}, {"color": _REFERENCE, "lw": 1.4, "histtype": "step"}
+    for x, style in zip((values, other), styles, strict=True):
+        if x is not None:
+            low, high = _limits(x)
+            inside = x[(x >= low) & (x <= high)]
+            bins = int(np.clip(inside.size**0.5, 10, 50))
+            ax.hist(inside, bins, range=(low, high), density=True, **style)
+    ax.set_xlim(_limits(values, other))
     ax.set_yticks([])
 
 
