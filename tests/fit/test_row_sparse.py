@@ -29,10 +29,11 @@ def model(y):
 
 def crossed(y):
     """Two plates that are both subsampled."""
-    with gx.plate("row", N, subsample_size=HELD, dim=-2) as rows:
-        with gx.plate("column", M, subsample_size=2, dim=-1) as columns:
-            z = gx.sample("z", distrax.Normal(jnp.zeros(()), 1.0))
-            gx.sample("y", distrax.Normal(z, 1.0), obs=y[rows[:, None], columns])
+    outer = gx.plate("row", N, subsample_size=HELD, dim=-2)
+    inner = gx.plate("column", M, subsample_size=2, dim=-1)
+    with outer as rows, inner as columns:
+        z = gx.sample("z", distrax.Normal(jnp.zeros(()), 1.0))
+        gx.sample("y", distrax.Normal(z, 1.0), obs=y[rows[:, None], columns])
 
 
 semi = functools.partial(gx.AutoSemiDAIS, K=2)

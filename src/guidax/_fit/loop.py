@@ -154,7 +154,7 @@ def _on_host(
                 break
     if bad := int(moving.num_bad_steps) - before:
         warn_caller(
-            f"{bad} of {done} steps were not finite and were skipped, the first of all of them step "
+            f"{bad} of {done} steps were not finite and were skipped; the first ever was step "
             f'{int(moving.first_bad_step)}. To see which sites fail, fit with on_nonfinite="raise".'
         )
     return Outcome(moving, _joined(losses), None)

@@ -153,8 +153,8 @@ class NonFiniteError(FloatingPointError):
         patience = result.state.run.recipe.patience
         again = "" if patience == 1 else f", nor at the {patience - 1} steps before it"
         super().__init__(
-            f"not finite at step {self.step} (loss {loss:.6g}){again}, {where}. The guide as it was "
-            "before that step is in the error's .result.guide. Try another start (init_loc_fn) "
+            f"not finite at step {self.step} (loss {loss:.6g}){again}, {where}. The guide as it "
+            "was before that step is in the error's .result.guide. Try another start (init_loc_fn) "
             "or a smaller learning_rate, and look at what those sites compute at extreme values."
         )
 

@@ -25,7 +25,7 @@ class Rows:
         axes: Axes of plates that hold some of their rows, with the row numbers.
     """
 
-    axes: tuple[tuple[int, Int[Array, " rows"]], ...] = ()
+    axes: tuple[tuple[int, Int[Array, " _rows"]], ...] = ()
 
     def take(self, x: Array) -> Array:
         """Return the rows."""
@@ -65,9 +65,9 @@ def rows_of(guide: AutoGuide, indices: dict[str, Array]) -> AutoGuide:
     marked = jax.tree.map(lambda x: x if isinstance(x, Rows) else Rows(), marked)
     if not any(rows.axes for rows in jax.tree.leaves(marked)):
         raise ValueError(
-            "row_sparse=True leaves out the rows of plates that a step does not hold, but each step "
-            "holds every row of every parameter of this guide: use row_sparse=False, or subsample "
-            "the plate of the latents."
+            "row_sparse=True leaves alone the rows of plates that a step does not hold, but each "
+            "step holds every row of every parameter of this guide: use row_sparse=False, or "
+            "subsample the plate of the latents."
         )
     return marked
 

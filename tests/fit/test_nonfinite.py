@@ -1,0 +1,115 @@
+"""What follows a step that is not finite: stop, skip it, or go back and halve the rate."""
+
+import functools
+
+import distrax
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import guidax as gx
+from assertions import distance
+
+BAD = (3, 4, 7)  # steps on which the data are not finite
+Y = jnp.asarray([1.0, 2.0], float)
+OPTIONS = {"optimizer": optax.adam, "learning_rate": 0.1, "progress": False}
+
+
+def model(y):
+    x = gx.sample("x", distrax.Normal(jnp.zeros(()), 1.0))
+    with gx.plate("data", 4, subsample_size=2):
+        gx.sample("y", distrax.Normal(x, 1.0), obs=y)
+
+
+def batches(step, bad=BAD):
+    return gx.Batch(Y * jnp.nan if step in bad else Y)
+
+
+@pytest.fixture(scope="module")
+def guide():
+    return gx.AutoNormal(model, Y, key=jax.random.key(0))
+
+
+def test_skipped_steps_leave_no_trace(guide, key):
+    """The others are those of a run that starts where the gap ends."""
+    with pytest.warns(UserWarning, match="3 of 10 steps were.*first ever was step 3"):
+        result = gx.fit(key, guide, batches=batches, steps=10, on_nonfinite="skip", **OPTIONS)
+    assert (int(result.num_bad_steps), int(result.first_bad_step)) == (3, 3)
+    assert np.flatnonzero(~np.isfinite(result.losses)).tolist() == list(BAD)
+    assert result.guide.is_finite()
+
+    params, state = guide, optax.adam(0.1).init(guide)
+    for step in set(range(10)) - {*BAD}:
+        key_of_step = jax.random.fold_in(key, step)
+        grads = jax.grad(gx.ELBO())(params, key_of_step, batches(step))
+        updates, state = optax.adam(0.1).update(grads, state)
+        params = optax.apply_updates(params, updates)
+    assert distance(result.guide, params) < 1e-5
+
+
+def test_halving_goes_back_and_slows_down(guide, key):
+    """A bad step undoes the step before it, of which it may be the consequence."""
+    fit = functools.partial(gx.fit, key, guide, on_nonfinite="halve", **OPTIONS)
+    with pytest.warns(UserWarning, match="1 of 6 steps"):
+        result = fit(batches=lambda step: batches(step, bad=(3,)), steps=6)
+    assert int(result.num_bad_steps) == 1
+
+    params, state = [guide], [optax.adam(0.1).init(guide)]
+    for step, rate in ((0, 0.1), (1, 0.1), (4, 0.05), (5, 0.05)):  # 2 is undone, 3 is bad
+        grads = jax.grad(gx.ELBO())(params[-1], jax.random.fold_in(key, step), batches(0))
+        updates, new = optax.adam(rate).update(grads, state[-1])
+        params.append(optax.apply_updates(params[-1], updates))
+        state.append(new)
+    assert distance(result.guide, params[-1]) < 1e-5
+    more = result.resume(batches=lambda step: batches(0), steps=1, progress=False)
+    grads = jax.grad(gx.ELBO())(params[-1], jax.random.fold_in(key, 6), batches(0))
+    updates, _ = optax.adam(0.05).update(grads, state[-1])  # the rate stays halved
+    assert distance(more.guide, optax.apply_updates(params[-1], updates)) < 1e-5
+
+
+def test_a_rate_that_is_too_large_is_halved_until_it_works(key):
+    """Gradient descent on x^2 / 2 diverges from a rate of 2 on: 6 and 3 do, 1.5 does not."""
+
+    def steep():
+        gx.sample("x", distrax.Normal(jnp.zeros(()), 1.0))
+
+    def dive(state, on_nonfinite):
+        options = {"optimizer": optax.sgd, "learning_rate": 6.0, "progress": False}
+        return gx.fit(key, state, steps=2_000, on_nonfinite=on_nonfinite, **options)
+
+    guide = gx.AutoDelta(steep, key=key, init_loc_fn=gx.init_to_value({"x": 1.0}))
+    with pytest.raises(gx.NonFiniteError, match=r"sites \['x'\]"):
+        dive(guide, "raise")
+    with pytest.warns(UserWarning, match="were not finite"):
+        result = dive(guide, "halve")
+    assert abs(float(result.guide.median()["x"])) < 1e-6
+    assert 1 <= int(result.num_bad_steps) <= 6
+
+
+@pytest.mark.parametrize("policy", ["skip", "halve"])
+def test_a_hundred_bad_steps_in_a_row_are_an_end(policy, guide, key):
+    nothing = Y * jnp.nan
+    with pytest.raises(gx.NonFiniteError, match=r"at the 99 steps before it.*'y'") as caught:
+        gx.fit(key, guide, nothing, steps=2_000, on_nonfinite=policy, **OPTIONS)
+    error = caught.value
+    assert error.step == 99 and int(error.result.num_bad_steps) == 100
+    assert distance(error.result.guide, guide) == 0
+    with pytest.raises(ValueError, match="stopped at step 99"):
+        error.result.resume(nothing, steps=1)
+
+
+def test_members_of_an_ensemble_skip_by_themselves(guide, key):
+    def fit(y):
+        return gx.fit(key, guide, y, steps=5, on_nonfinite="skip", optimizer=optax.adam)
+
+    many = jax.vmap(fit)(jnp.stack([Y, Y * jnp.nan]))
+    np.testing.assert_array_equal(many.num_bad_steps, [0, 5])
+    np.testing.assert_array_equal(many.guide.is_finite(), [True, True])
+    assert distance(jax.tree.map(lambda x: x[1], many.guide), guide) == 0
+
+
+def test_another_policy_is_refused(guide, key):
+    with pytest.raises(ValueError, match="'raise', 'skip', 'halve'; got 'ignore'"):
+        gx.fit(key, guide, Y, steps=1, on_nonfinite="ignore")
