@@ -199,7 +199,8 @@ def _site(msg: dict[str, Any], sizes: dict[str, int]) -> Site:
 def _plates(msg: dict[str, Any], sizes: dict[str, int]) -> tuple[Plate, ...]:
     """Return the plates around a site, outermost first."""
     frames = sorted(msg["cond_indep_stack"], key=lambda f: f.dim)
-    return tuple(Plate(f.name, sizes.get(f.name, f.size), f.dim, f.size) for f in frames)
+    sizes = {f.name: f.size for f in frames} | sizes
+    return tuple(Plate(f.name, sizes[f.name], f.dim, f.size) for f in frames)
 
 
 def _base(fn: Any) -> Any:
