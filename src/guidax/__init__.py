@@ -6,6 +6,8 @@ from . import plot as plot
 from ._family.base import AbstractFamily as AbstractFamily
 from ._fit.checkpoint import Checkpoint as Checkpoint
 from ._fit.fit import fit as fit
+from ._fit.restarts import Restarts as Restarts
+from ._fit.restarts import fit_restarts as fit_restarts
 from ._fit.result import FitResult as FitResult
 from ._fit.result import NonFiniteError as NonFiniteError
 from ._fit.save import load as load
@@ -62,8 +64,6 @@ from ._objective.elbo import ELBO as ELBO
 from ._objective.importance import IWELBO as IWELBO
 from ._objective.importance import RenyiELBO as RenyiELBO
 from ._objective.mean_field import MeanFieldELBO as MeanFieldELBO
-from ._posterior.calibration import Calibration as Calibration
-from ._posterior.calibration import calibrate as calibrate
 from ._posterior.calibration import Calibration as Calibration
 from ._posterior.calibration import calibrate as calibrate
 from ._posterior.diagnose import Diagnosis as Diagnosis

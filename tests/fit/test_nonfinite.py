@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jaxtyping import TypeCheckError
 
 import guidax as gx
 from assertions import distance
@@ -111,5 +112,5 @@ def test_members_of_an_ensemble_skip_by_themselves(guide, key):
 
 
 def test_another_policy_is_refused(guide, key):
-    with pytest.raises(ValueError, match="'raise', 'skip', 'halve'; got 'ignore'"):
+    with pytest.raises((ValueError, TypeCheckError), match="halve"):
         gx.fit(key, guide, Y, steps=1, on_nonfinite="ignore")
