@@ -236,6 +236,49 @@ def test_not_inside_a_transformation(guide, streamed):
         jax.jit(lambda r: r.resume(steps=3, batches=batch_at))(streamed)
 
 
+def test_a_ragged_batch_is_refused(guide):
+    """It would compile a program of its own; what was done by then is the message's step."""
+
+    def ragged(step):
+        batch = batch_at(step)
+        return batch if step < 3 else gx.Batch(*(x[:-1] for x in batch.arrays))
+
+    with pytest.raises(ValueError, match=r"step 3 .*\[3,3\].*against .*\[4,3\].*drop it, or pad"):
+        run(guide, ragged)
+    ten = gx.Batch(jnp.zeros((10, 3)), jnp.zeros(10))
+    rows = [ten.at(data=np.arange(10)), ten.at(data=np.arange(9))]
+    with pytest.raises(ValueError, match="data: 9 rows against .*data: 10 rows"):
+        run(guide, rows)
+
+
+def padded(X, y, is_row):
+    """Regression on a batch some of whose rows are padding."""
+    beta = gx.sample("beta", distrax.Independent(distrax.Normal(jnp.zeros(3), 1.0), 1))
+    with gx.plate("data", N, subsample_size=y.shape[0]), gx.handlers.mask(mask=is_row):
+        gx.sample("y", distrax.Normal(X @ beta, 1.0), obs=y)
+
+
+def test_a_pass_over_padded_batches_counts_each_row_once(key):
+    """The mean gradient over a pass of ragged batches, padded, is that of all the data."""
+    size = 5  # of 12 rows: 5, 5 and 2
+    start = gx.init_to_value({"beta": START})
+    batches = []
+    for first in range(0, N, size):
+        rows = np.arange(first, min(first + size, N))
+        gap = size - rows.size
+        X_, y_ = np.pad(X[rows], ((0, gap), (0, 0))), np.pad(Y[rows], (0, gap))
+        batches.append(gx.Batch(X_, y_, np.arange(size) < rows.size))
+    guide = gx.AutoDelta(padded, batches[0], key=key, init_loc_fn=start)
+    loss = jax.value_and_grad(lambda guide, batch: gx.ELBO()(guide, key, batch))
+    likelihood = 0.0
+    for batch in batches:
+        prior = 0.5 * START @ START + 1.5 * np.log(2 * np.pi)
+        likelihood += size / N * (loss(guide, batch)[0] - prior)
+    residual = Y - X @ START
+    expected = 0.5 * residual @ residual + 0.5 * N * np.log(2 * np.pi)
+    np.testing.assert_allclose(likelihood, expected, rtol=1e3 * precision())
+
+
 def test_items_are_batches(guide):
     for bad in (lambda step: (X[:B], Y[:B]), [(X[:B], Y[:B])]):
         with refused_type(r"gives gx\.Batch objects.*; got tuple"):

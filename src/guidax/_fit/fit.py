@@ -58,8 +58,8 @@ def fit(
             has a module's arrays in it), and 0.01 for another.
         objective: What to minimise, such as `gx.ELBO(num_particles=10)`.
         batches: In place of the model's arguments: a function of the step, counted from 0, that
-            returns a `gx.Batch`, or an iterable of them. They are read on the host, one dispatch a
-            step.
+            returns a `gx.Batch`, or an iterable of them, all of one structure. They are read on the
+            host, one dispatch a step, while the device still works on the step before.
         trainable: A function of the guide that returns the parts of it to train, such as
             `lambda guide: guide.family`. The rest stays as it is. None for all.
         progress: None shows a bar, `False` nothing, and a function is called with the number of

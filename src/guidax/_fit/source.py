@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from .._guide.guide import AutoGuide
-from .._model.batch import Batch, as_batch
+from .._model.batch import Batch, Shapes, as_batch
 from .caller import warn_caller
 from .update import Moving, Run, advance_in_place, as_int32
 from .window import require_distinct
@@ -66,7 +66,7 @@ class Batches(AbstractSource):
             )
         self._next = first
         self._batches: Any = batches if callable(batches) else iter(batches)
-        self._is_first = True
+        self._structure: tuple[Shapes, tuple[tuple[str, tuple[int, ...]], ...]] | None = None
         self._recent: list[Batch] = []
 
     def stride(self, moving: Moving, run: Run, n: int) -> tuple[Moving, np.ndarray]:
@@ -108,10 +108,27 @@ class Batches(AbstractSource):
                 f"gx.Batch(X[rows], y[rows]); got {type(batch).__name__}."
             )
         bound = as_batch(guide.model, (batch,), {})
-        if self._is_first:
-            self._is_first = False
+        structure = (bound.shapes, tuple((n, rows.shape) for n, rows in bound.rows.items()))
+        if self._structure is None:
+            self._structure = structure
             _warn_if_unscaled(guide, bound)
+        elif structure != self._structure:
+            raise ValueError(
+                f"the batch of step {self._next - 1} has another structure than the first one: "
+                f"{_text(structure)} against {_text(self._structure)}. Every structure would be "
+                "compiled by itself. Where the last batch of a pass over the data is smaller, let "
+                "the loader drop it, or pad it and mask the rows that are padding."
+            )
         return guide.admit(bound)
+
+
+def _text(structure: tuple[Shapes, tuple[tuple[str, tuple[int, ...]], ...]]) -> str:
+    """Return arrays, constants and rows of a batch, for a message."""
+    shapes, rows = structure
+    arrays = [f"{dtype}[{','.join(map(str, shape))}]" for shape, dtype in shapes.arrays]
+    constants = [constant.value for constant in shapes.layout.constants]
+    held = [f"{name}: {shape[0]} rows" for name, shape in rows]
+    return ", ".join([*arrays, *map(repr, constants), *held])
 
 
 def _warn_if_unscaled(guide: AutoGuide, batch: Batch) -> None:
