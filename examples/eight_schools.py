@@ -1,14 +1,19 @@
-"""Eight schools: a first fit, beside reference figures, written in two ways.
+"""
+Eight schools, with five guides
+===============================
 
 Eight schools tried coaching for a test. Each reports an estimated effect and its standard error
 (D. B. Rubin, "Estimation in parallel randomized experiments", Journal of Educational Statistics
 6(4), 1981, table 1). The schools differ by an unknown amount tau, which eight numbers pin down
-badly: the posterior is a funnel, wide where tau is large and narrow where it is small.
+badly: the posterior is a funnel, wide where tau is large and narrow where it is small. Five guides
+are fitted to it, with the model written in two ways, and compared with reference figures.
 
-    python examples/eight_schools.py [PICTURE.png]
+Run as a script it writes a picture: ``python examples/eight_schools.py [PICTURE.png]``.
 """
 
+import functools
 import sys
+import time
 
 import distrax
 import jax
@@ -37,12 +42,15 @@ REFERENCE = {
     "theta[8]": (4.884, 5.318),
 }
 
-
+# %%
+# One posterior, two models
+# -------------------------
 # A model is a function that samples. Both of these have the same posterior for mu, tau and theta.
+# Centred, the effects themselves are latent. Non-centred, their distances from mu in units of tau
+# are, which do not depend on tau beforehand.
 
 
 def centred(effect, standard_error):
-    """Draw the schools' effects themselves."""
     mu = gx.sample("mu", distrax.Normal(0.0, 5.0))
     tau = gx.sample("tau", tfd.HalfCauchy(0.0, 5.0))
     with gx.plate("school", 8):
@@ -51,7 +59,6 @@ def centred(effect, standard_error):
 
 
 def noncentred(effect, standard_error):
-    """Draw their distances from mu in units of tau, which do not depend on tau beforehand."""
     mu = gx.sample("mu", distrax.Normal(0.0, 5.0))
     tau = gx.sample("tau", tfd.HalfCauchy(0.0, 5.0))
     with gx.plate("school", 8):
@@ -60,54 +67,97 @@ def noncentred(effect, standard_error):
         gx.sample("effect", distrax.Normal(theta, standard_error), obs=effect)
 
 
-def posterior_draws(model, key):
-    """Fit independent normals in unconstrained space and draw from them."""
-    key_start, key_fit, key_draws = jax.random.split(key, 3)
-    guide = gx.AutoNormal(model, EFFECT, STANDARD_ERROR, key=key_start)
-    result = gx.fit(
-        key_fit,
+# %%
+# Five guides
+# -----------
+# Each is a constructor, and ``gx.fit`` trains what it makes. DAIS, annealed importance sampling,
+# begins at a fitted guide and moves its draws on towards the posterior. ``gx.diagnose`` draws from
+# a guide and weighs the draws.
+
+GUIDES = {
+    "mean-field": gx.AutoNormal,
+    "low rank": functools.partial(gx.AutoLowRankMultivariateNormal, rank=2),
+    "full rank": gx.AutoMultivariateNormal,
+    "flow": gx.AutoIAFNormal,
+    "DAIS": functools.partial(gx.AutoDAIS, K=4, whiten=True, eta_max=1.0),
+}
+MODELS = {"centred": centred, "non-centred": noncentred}
+
+
+def fit(constructor, model):
+    guide = constructor(model, EFFECT, STANDARD_ERROR, key=jax.random.key(0))
+    return gx.fit(
+        jax.random.key(1),
         guide,
         EFFECT,
         STANDARD_ERROR,
-        steps=5_000,
-        objective=gx.ELBO(num_particles=16),
-    )
-    return result.guide.sample_posterior(key_draws, EFFECT, STANDARD_ERROR, sample_shape=(10_000,))
+        steps=2_000,
+        objective=gx.ELBO(num_particles=8),
+        progress=False,
+    ).guide
 
 
-def by_row(draws):
+guides, diagnoses, seconds = {}, {}, {}
+for written, model in MODELS.items():
+    for name, constructor in GUIDES.items():
+        start = time.perf_counter()
+        if name == "DAIS":
+            constructor = functools.partial(constructor, base_dist=guides[written, "full rank"])
+        guide = fit(constructor, model)
+        diagnosis = gx.diagnose(
+            jax.random.key(2), guide, EFFECT, STANDARD_ERROR, num_samples=10_000
+        )
+        guides[written, name] = guide
+        diagnoses[written, name] = jax.block_until_ready(diagnosis)
+        seconds[written, name] = time.perf_counter() - start
+
+# %%
+# Beside the reference
+# --------------------
+# Means and standard deviations of the draws as they are, not corrected by their weights.
+
+
+def by_row(diagnosis):
     """Return one column of draws for each row of the table."""
-    theta = np.asarray(draws["theta"])
-    columns = {"mu": np.asarray(draws["mu"]), "tau": np.asarray(draws["tau"])}
+    theta = np.asarray(diagnosis.draws["theta"])
+    columns = {name: np.asarray(diagnosis.draws[name]) for name in ("mu", "tau")}
     return columns | {f"theta[{i + 1}]": theta[:, i] for i in range(8)}
 
 
-def print_table(fits):
-    """Print mean and s.d. of each quantity, the reference first, and how far off the means are."""
-    print(" " * 10 + "".join(f"{title:>18}" for title in ["reference", *fits]))
-    print(" " * 10 + f"{'mean':>10}{'s.d.':>8}" * (1 + len(fits)))
-    for name, reference in REFERENCE.items():
-        figures = [reference] + [(x[name].mean(), x[name].std()) for x in fits.values()]
-        print(f"{name:10}" + "".join(f"{mean:10.2f}{sd:8.2f}" for mean, sd in figures))
+for written in MODELS:
+    print(f"{written:12}" + "".join(f"{title:>14}" for title in ["reference", *GUIDES]))
+    columns = [by_row(diagnoses[written, name]) for name in GUIDES]
+    for row, (mean, sd) in REFERENCE.items():
+        figures = [(mean, sd)] + [(x[row].mean(), x[row].std()) for x in columns]
+        print(f"{row:12}" + "".join(f"{mean:8.2f} ±{sd:4.1f}" for mean, sd in figures))
     print()
-    for title, columns in fits.items():
-        shift = max(abs(columns[n].mean() - m) / sd for n, (m, sd) in REFERENCE.items())
-        ratio = [columns[n].std() / sd for n, (_, sd) in REFERENCE.items()]
-        print(
-            f"{title}: means within {shift:.2f} reference s.d., "
-            f"s.d. {min(ratio):.2f} to {max(ratio):.2f} times the reference"
-        )
+
+# %%
+# How far they are off, in one line each: the largest shift of a mean, in reference s.d.; the range
+# of the s.d. over the reference's; the evidence lower bound in nats; and k-hat, the shape of the
+# weights' tail, which above 0.7 says that a part of the posterior is missed. Seconds are for
+# construction, compilation, fit and draws. Centred, the normals keep to the wide part and miss small
+# tau, and k-hat says so; non-centred, where less depends on tau, every guide comes close.
+
+print(f"{'':26}{'shift':>8}{'s.d. ratio':>16}{'ELBO':>10}{'k-hat':>8}{'seconds':>9}")
+for (written, name), diagnosis in diagnoses.items():
+    columns = by_row(diagnosis)
+    shift = max(abs(columns[row].mean() - mean) / sd for row, (mean, sd) in REFERENCE.items())
+    ratio = [columns[row].std() / sd for row, (_, sd) in REFERENCE.items()]
     print(
-        "A normal cannot follow a funnel: non-centred, where less depends on tau, it comes closer; "
-        "centred, it keeps to the wide part and misses small tau."
+        f"{written + ', ' + name:26}{shift:8.2f}{f'{min(ratio):.2f} to {max(ratio):.2f}':>16}"
+        f"{diagnosis.elbo:10.2f}{diagnosis.khat:8.2f}{seconds[written, name]:9.1f}"
     )
+
+# %%
+# A picture of the funnel
+# -----------------------
+# Given tau everything is normal, so the exact density of school 1's effect and log tau is a
+# formula: ``effect_i ~ N(mu, standard_error_i^2 + tau^2)``, and ``mu ~ N(0, 5^2)``.
 
 
 def exact_density(theta_1, log_tau):
-    """Return the exact posterior density of (theta[1], log tau) on a grid, all else integrated out.
-
-    Given tau everything is normal: effect_i ~ N(mu, standard_error_i^2 + tau^2), mu ~ N(0, 5^2).
-    """
+    """Return the posterior density of (theta[1], log tau) on a grid, all else integrated out."""
     y, error = np.asarray(EFFECT), np.asarray(STANDARD_ERROR)
     tau = np.exp(log_tau)[:, None]
     variance = error**2 + tau**2
@@ -126,48 +176,35 @@ def exact_density(theta_1, log_tau):
     return np.exp(log_evidence + log_prior + log_theta)
 
 
-def draw_picture(fits, path):
-    """Plot draws of theta[1] and log tau from each fit over the exact posterior."""
-    theta_1, log_tau = np.linspace(-20, 35, 300), np.linspace(-5, 4, 300)
-    density = exact_density(theta_1, log_tau)
-    # Contours that hold half, four fifths and 95 % of the exact posterior.
-    ordered = np.sort(density, axis=None)[::-1]
-    held = np.cumsum(ordered) / ordered.sum()
-    levels = [ordered[np.searchsorted(held, mass)] for mass in (0.95, 0.8, 0.5)]
+theta_1, log_tau = np.linspace(-20, 35, 300), np.linspace(-5, 4, 300)
+density = exact_density(theta_1, log_tau)
+ordered = np.sort(density, axis=None)[::-1]
+held = np.cumsum(ordered) / ordered.sum()
+levels = [ordered[np.searchsorted(held, mass)] for mass in (0.95, 0.8, 0.5)]
 
-    figure, axes = plt.subplots(1, len(fits), figsize=(10, 4.6), sharex=True, sharey=True)
-    for axis, (title, columns) in zip(axes, fits.items(), strict=True):
-        axis.scatter(
-            columns["theta[1]"][:2_000],
-            np.log(columns["tau"][:2_000]),
-            s=7,
-            color="tab:blue",
-            alpha=0.4,
-            linewidths=0,
-            label="draws of the guide",
-        )
-        axis.contour(theta_1, log_tau, density, levels, colors="black", linewidths=1.2)
-        axis.plot([], [], color="black", label="exact: 50, 80, 95 %")
-        axis.set(title=title, xlabel=r"$\theta_1$, effect of coaching in school 1")
-        axis.set(xlim=(-15, 30), ylim=(-4, 3.5))
-    axes[0].set_ylabel(r"$\log\,\tau$")
-    axes[0].legend(loc="lower right", frameon=False, markerscale=2.5)
-    figure.suptitle("Eight schools: AutoNormal on one posterior, written in two ways")
-    figure.tight_layout()
-    figure.savefig(path, dpi=150)
+figure, axes = plt.subplots(2, len(GUIDES), figsize=(14, 6.4), sharex=True, sharey=True)
+for axis, ((written, name), diagnosis) in zip(axes.flat, diagnoses.items(), strict=True):
+    columns = by_row(diagnosis)
+    axis.scatter(
+        columns["theta[1]"][:2_000],
+        np.log(columns["tau"][:2_000]),
+        s=5,
+        color="tab:blue",
+        alpha=0.4,
+        linewidths=0,
+        label="draws of the guide",
+    )
+    axis.contour(theta_1, log_tau, density, levels, colors="black", linewidths=1.0)
+    axis.plot([], [], color="black", label="exact: 50, 80, 95 %")
+    axis.set(title=f"{written}, {name}", xlim=(-15, 30), ylim=(-4, 3.5))
+for axis in axes[-1]:
+    axis.set_xlabel(r"$\theta_1$")
+for axis in axes[:, 0]:
+    axis.set_ylabel(r"$\log\,\tau$")
+axes[0, 0].legend(loc="lower right", frameon=False, fontsize="small", markerscale=2.5)
+figure.suptitle("Eight schools: five guides on one posterior, written in two ways")
+figure.tight_layout()
 
-
-def main():
-    keys = jax.random.split(jax.random.key(0))
-    fits = {
-        "non-centred": by_row(posterior_draws(noncentred, keys[0])),
-        "centred": by_row(posterior_draws(centred, keys[1])),
-    }
-    print_table(fits)
-    path = sys.argv[1] if len(sys.argv) > 1 else "eight_schools.png"
-    draw_picture(fits, path)
-    print(f"wrote {path}")
-
-
-if __name__ == "__main__":
-    main()
+path = sys.argv[1] if len(sys.argv) > 1 else "eight_schools.png"
+figure.savefig(path, dpi=120)
+print(f"wrote {path}")
