@@ -136,8 +136,8 @@ for written in MODELS:
 # How far they are off, in one line each: the largest shift of a mean, in reference s.d.; the range
 # of the s.d. over the reference's; the evidence lower bound in nats; and k-hat, the shape of the
 # weights' tail, which above 0.7 says that a part of the posterior is missed. Seconds are for
-# construction, compilation, fit and draws. Centred, the normals keep to the wide part and miss small
-# tau, and k-hat says so; non-centred, where less depends on tau, every guide comes close.
+# construction, compilation, fit and draws. Centred, the normals keep to the wide part and miss
+# small tau, and k-hat says so; non-centred, where less depends on tau, every guide comes close.
 
 print(f"{'':26}{'shift':>8}{'s.d. ratio':>16}{'ELBO':>10}{'k-hat':>8}{'seconds':>9}")
 for (written, name), diagnosis in diagnoses.items():
