@@ -50,16 +50,17 @@ def run_tests(
 @nox.session
 def demo(session: nox.Session) -> None:
     """The main job: eight schools, beside reference figures, with a picture."""
-    session.install(".[examples]")
+    session.install(".[plot]")
     session.run("python", "examples/eight_schools.py", *session.posargs)
 
 
 @nox.session
 def examples(session: nox.Session) -> None:
-    """Every example."""
+    """Every example, each in a process of its own, or those that are named."""
     session.install(".[examples]")
-    for path in sorted(ROOT.glob("examples/*.py")):
-        session.run("python", f"examples/{path.name}")
+    names = session.posargs or sorted(path.name for path in ROOT.glob("examples/*.py"))
+    for name in names:
+        session.run("python", f"examples/{name}", env={"MPLBACKEND": "Agg"})
 
 
 @nox.session
@@ -97,6 +98,15 @@ def oldest(session: nox.Session) -> None:
 def newest(session: nox.Session) -> None:
     """The tests on the newest Python, which has a newer JAX, where that interpreter exists."""
     run_tests(session)
+
+
+@nox.session
+def docs(session: nox.Session) -> None:
+    """The site, in docs/_build: warnings are errors, the examples run, then the pages' blocks."""
+    session.install("-e", ".", *group("docs"))
+    # -E reads every page anew: pages that did not change would else keep their warnings to themselves.
+    session.run("sphinx-build", "-W", "--keep-going", "-E", "-T", "docs", "docs/_build")
+    session.run("pytest", "tests/docs", "-m", "slow or not slow", *session.posargs)
 
 
 @nox.session
@@ -173,6 +183,13 @@ def dais_speed(session: nox.Session) -> None:
     """What `AutoDAIS` costs, beside the same arithmetic by hand and beside NumPyro."""
     session.install(".", *group("benchmarks"))
     session.run("python", "benchmarks/dais_speed.py", *session.posargs)
+
+
+@nox.session
+def guide_costs(session: nox.Session) -> None:
+    """What each guide costs on one posterior."""
+    session.install(".", *group("benchmarks"))
+    session.run("python", "benchmarks/guide_costs.py", *session.posargs)
 
 
 @nox.session
