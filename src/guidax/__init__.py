@@ -60,6 +60,11 @@ from ._model.supports import support as support
 from ._model.target import Block as Block
 from ._model.target import Draw as Draw
 from ._model.target import Target as Target
+from ._model.trace import Bijection as Bijection
+from ._model.trace import LatentSpec as LatentSpec
+from ._model.trace import Plate as Plate
+from ._model.trace import Site as Site
+from ._model.trace import Trace as Trace
 from ._objective.elbo import ELBO as ELBO
 from ._objective.importance import IWELBO as IWELBO
 from ._objective.importance import RenyiELBO as RenyiELBO

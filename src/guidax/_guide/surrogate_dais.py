@@ -29,7 +29,8 @@ class AutoSurrogateLikelihoodDAIS(AutoGuide):
     The surrogate has the model's prior and a likelihood that costs little: that of some of the
     data, say, with weights that are `gx.param` sites. Its parameters are trained with the guide's,
     and `param_values` returns them. Since the moves read none of the model's arguments, batches
-    leave the bound what it is. Latents inside a plate that is subsampled need `AutoSemiDAIS`.
+    leave the bound what it is. Latents inside a plate that is subsampled need `AutoSemiDAIS`. For
+    example::
 
         def surrogate_model(X, y):
             theta = gx.sample("theta", prior)  # as in the model
