@@ -104,7 +104,7 @@ def newest(session: nox.Session) -> None:
 def docs(session: nox.Session) -> None:
     """The site, in docs/_build: warnings are errors, the examples run, then the pages' blocks."""
     session.install("-e", ".", *group("docs"))
-    # -E reads every page anew: pages that did not change would else keep their warnings to themselves.
+    # -E reads every page anew: one that did not change would keep its warnings to itself.
     session.run("sphinx-build", "-W", "--keep-going", "-E", "-T", "docs", "docs/_build")
     session.run("pytest", "tests/docs", "-m", "slow or not slow", *session.posargs)
 
