@@ -1,21 +1,14 @@
-"""A variational autoencoder on real images, whose encoder is improved by annealing.
+"""
+A variational autoencoder
+=========================
 
-The images are the handwritten digits that scikit-learn ships (E. Alpaydin and C. Kaynak, 1998): 8
-by 8 pixels, each a count from 0 to 16. The decoder is the model, an `eqx.Module`; the encoder is a
-guide, an `eqx.Module` too, which draws an image's latents from a normal. `gx.AutoSemiDAIS` moves
-those draws towards the posterior of their image by a few steps of annealed importance sampling,
-with parameters that all images share, or with each image's own.
-
-Each guide trains a decoder of its own. The evidence lower bounds in the table are in nats for each
-image, so higher is better. Shared moves come out best here: an image's own are trained only by the
-batches that hold it, about a hundred of them. Images that were held out have none yet, so theirs
-are fitted with everything else fixed.
-
-    python examples/vae.py [PICTURE.png]
+The model is a decoder, an ``eqx.Module`` whose network is trained along; the guide is an encoder,
+another one, which draws an image's latents from a normal. ``gx.AutoSemiDAIS`` moves those draws
+towards the posterior of their image, by a few steps of annealed importance sampling whose
+parameters all images share. The images are the handwritten digits that scikit-learn ships (E.
+Alpaydin and C. Kaynak, 1998): 8 by 8 pixels, each a count from 0 to 16.
 """
 
-import functools
-import sys
 import time
 
 import distrax
@@ -30,12 +23,15 @@ from tensorflow_probability.substrates.jax import distributions as tfd
 import guidax as gx
 
 IMAGES, PIXELS, LEVELS = 1797, 64, 16
-LATENTS, HIDDEN, BATCH, STEPS, RATE = 4, 64, 100, 2_000, 3e-3
+LATENTS, HIDDEN, BATCH, STEPS = 4, 64, 100, 2_000
+
+# %%
+# Decoder and encoder
+# -------------------
+# Both are written in the model language, and both say which plate the images are in.
 
 
 class Decoder(eqx.Module):
-    """The model: normal latents, and pixels that are binomial with logits from a network."""
-
     network: eqx.nn.MLP
 
     def __init__(self, key):
@@ -52,8 +48,6 @@ class Decoder(eqx.Module):
 
 
 class Encoder(eqx.Module):
-    """The guide: a normal for each image's latents, from a network that sees the image."""
-
     network: eqx.nn.MLP
 
     def __init__(self, key):
@@ -66,125 +60,97 @@ class Encoder(eqx.Module):
             gx.sample("z", distrax.MultivariateNormalDiag(loc, scale))
 
 
-def load():
-    """Return all images as counts, and the row numbers of those for training and for testing."""
-    pixels = jnp.asarray(load_digits().data, float)
-    rows = np.random.default_rng(0).permutation(IMAGES)
-    return pixels, np.sort(rows[300:]), np.sort(rows[:300])
+# %%
+# Batches
+# -------
+# A batch holds some images, and ``at`` says which: parameters of an image's own then belong to it.
+
+digits = load_digits()
+pixels = jnp.asarray(digits.data, float)
+rows = np.random.default_rng(0).permutation(IMAGES)
+train_rows, test_rows = np.sort(rows[300:]), np.sort(rows[:300])
 
 
-def batch_of(pixels, rows):
-    """Return the images in those rows, with their numbers."""
+def batch_of(rows):
     return gx.Batch(pixels[rows]).at(image=rows)
 
 
-def batches(pixels, rows):
-    """Return a function from the step to a random batch of those rows."""
-
-    def at_step(step):
-        chosen = np.random.default_rng(step).choice(rows, BATCH, replace=False)
-        return batch_of(pixels, chosen)
-
-    return at_step
+def batch_at(step):
+    return batch_of(np.random.default_rng(step).choice(train_rows, BATCH, replace=False))
 
 
-def elbo(guide, pixels, rows):
-    """Return the evidence lower bound in nats for each image."""
-    loss = gx.ELBO(num_particles=10)(guide, jax.random.key(1), batch_of(pixels, rows))
-    return -float(loss) / IMAGES  # N/B times the sum over the batch
+# %%
+# Two guides
+# ----------
+# Each trains a decoder of its own, from the same start.
+
+key_decoder, key_encoder, key = jax.random.split(jax.random.key(0), 3)
+decoder, encoder = Decoder(key_decoder), Encoder(key_encoder)
+first = batch_at(0)
+started = {
+    "encoder alone": gx.AutoGuideList(decoder, first, key=key, parts={"z": gx.program(encoder)}),
+    "encoder and DAIS": gx.AutoSemiDAIS(
+        decoder, first, key=key, local_guide=encoder, use_global_dais_params=True
+    ),
+}
 
 
-def moves(guide):
-    """Return the parameters of the moves: the part of the guide that an image may have alone."""
-    return guide.family.parts[-1].dynamics
+def elbo(guide, rows):
+    loss = jax.jit(gx.ELBO(num_particles=10))(guide, jax.random.key(1), batch_of(rows))
+    return -loss / IMAGES  # the loss is that of all images, N/B times the sum over the batch
 
 
-def train(guide, pixels, rows):
-    """Train decoder and guide; return the guide, minus the losses for each image, and seconds."""
+# %%
+# The evidence lower bounds are in nats for each image, so higher is better. Images that were held
+# out need no fit of their own: the encoder sees them, and the moves follow their density.
+
+guides, curves = {}, {}
+print(f"{'ELBO, nats for each image':26}{'training':>10}{'held out':>10}{'seconds':>9}")
+for name, guide in started.items():
     start = time.perf_counter()
     result = gx.fit(
         jax.random.key(2),
         guide,
-        batches=batches(pixels, rows),
+        batches=batch_at,
         steps=STEPS,
-        learning_rate=RATE,
+        learning_rate=3e-3,
         progress=False,
     )
-    losses = np.asarray(result.losses)  # waits for the run
-    return result.guide, -losses / IMAGES, time.perf_counter() - start
+    seconds = time.perf_counter() - start
+    guides[name], curves[name] = result.guide, -np.asarray(result.losses) / IMAGES
+    bounds = elbo(result.guide, train_rows), elbo(result.guide, test_rows)
+    print(f"{name:26}{bounds[0]:10.2f}{bounds[1]:10.2f}{seconds:9.1f}")
 
+# %%
+# Held-out digits, above what the guides make of them
+# ---------------------------------------------------
 
-def with_moves_of(guide, pixels, rows):
-    """Fit the moves of images that the guide has not seen, with decoder and encoder fixed."""
-    batch = [batch_of(pixels, rows)] * 300
-    return gx.fit(
-        jax.random.key(3), guide, batches=batch, steps=300, trainable=moves, progress=False
-    ).guide
+labels = digits.target[test_rows]
+one_of_each = np.array([test_rows[np.argmax(labels == digit)] for digit in range(10)])
+shown = {"image": pixels[one_of_each]}
+for name, guide in guides.items():
+    draws = guide.sample_posterior(
+        jax.random.key(4), batch_of(one_of_each), sites=["mean"], sample_shape=(100,)
+    )
+    shown[name] = draws["mean"].mean(axis=0)
 
+figure, axes = plt.subplots(len(shown), 10, figsize=(9, 2.8), layout="constrained")
+for line, (name, images) in zip(axes, shown.items(), strict=True):
+    for axis, image in zip(line, images, strict=True):
+        axis.imshow(image.reshape(8, 8), cmap="gray_r", vmin=0, vmax=LEVELS)
+        axis.set(xticks=[], yticks=[])
+    line[0].set_ylabel(name, rotation=0, ha="right", va="center")
+figure.savefig("vae.png", dpi=120)
 
-def draw_picture(pixels, rows, guides, curves, path):
-    """Plot held-out images above what the guides make of them, and how training went."""
-    figure = plt.figure(figsize=(12, 4), layout="constrained")
-    left, right = figure.subfigures(1, 2, width_ratios=[2, 1])
-    shown = {"image": pixels[rows]}
-    for name, guide in guides.items():
-        draws = guide.sample_posterior(
-            jax.random.key(4), batch_of(pixels, rows), sites=["mean"], sample_shape=(100,)
-        )
-        shown[name] = draws["mean"].mean(axis=0)
-    axes = left.subplots(len(shown), len(rows))
-    for line, (name, images) in zip(axes, shown.items(), strict=True):
-        for axis, image in zip(line, images, strict=True):
-            axis.imshow(image.reshape(8, 8), cmap="gray_r", vmin=0, vmax=LEVELS)
-            axis.set_xticks([])
-            axis.set_yticks([])
-        line[0].set_ylabel(name, rotation=0, ha="right", va="center")
-    left.suptitle("held-out digits, and the mean image given each")
-    axis = right.subplots()
-    for name, curve in curves.items():
-        window = STEPS // 30
-        axis.plot(np.arange(window, STEPS + 1), _smooth(curve, window), label=name)
-    axis.set_ylim(bottom=np.mean(curves["encoder alone"][-STEPS // 2 :]) - 15)
-    axis.set_xlabel("step")
-    axis.set_ylabel("ELBO of a batch, nats for each image")
-    axis.legend(loc="upper left", frameon=False)
-    figure.savefig(path, dpi=150)
+# %%
+# How training went
+# -----------------
 
-
-def _smooth(curve, window):
-    sums = np.cumsum(np.concatenate([[0.0], curve]))
-    return (sums[window:] - sums[:-window]) / window
-
-
-def main():
-    pixels, train_rows, test_rows = load()
-    key_decoder, key_encoder, key = jax.random.split(jax.random.key(0), 3)
-    decoder, encoder = Decoder(key_decoder), Encoder(key_encoder)
-    first = batch_of(pixels, train_rows[:BATCH])
-    annealed = functools.partial(gx.AutoSemiDAIS, decoder, first, key=key, local_guide=encoder)
-    started = {
-        "encoder alone": gx.AutoGuideList(
-            decoder, first, key=key, parts={"z": gx.program(encoder)}
-        ),
-        "DAIS, shared moves": annealed(use_global_dais_params=True),
-        "DAIS, own moves": annealed(),
-    }
-    print(f"{'ELBO, nats for each image':30}{'training':>12}{'held out':>12}{'seconds':>10}")
-    guides, curves = {}, {}
-    for name, guide in started.items():
-        guide, curves[name], seconds = train(guide, pixels, train_rows)
-        before = elbo(guide, pixels, train_rows)
-        if name == "DAIS, own moves":
-            guide = with_moves_of(guide, pixels, test_rows)
-        guides[name] = guide
-        print(f"{name:30}{before:12.2f}{elbo(guide, pixels, test_rows):12.2f}{seconds:10.0f}")
-
-    path = sys.argv[1] if len(sys.argv) > 1 else "vae.png"
-    digits = load_digits().target[test_rows]
-    one_of_each = np.array([test_rows[np.argmax(digits == digit)] for digit in range(10)])
-    draw_picture(pixels, one_of_each, guides, curves, path)
-    print(f"wrote {path}")
-
-
-if __name__ == "__main__":
-    main()
+figure, axis = plt.subplots(figsize=(7, 4))
+for name, curve in curves.items():
+    smooth = np.convolve(curve, np.ones(50) / 50, mode="valid")
+    axis.plot(np.arange(50, STEPS + 1), smooth, label=name)
+axis.set(xlabel="step", ylabel="ELBO, nats for each image", ylim=(-140, -95))
+axis.legend(loc="lower right", frameon=False)
+figure.tight_layout()
+figure.savefig("vae_training.png", dpi=120)
