@@ -72,6 +72,7 @@ html_theme_options = {
 }
 
 PUBLIC = re.compile(r"(?<!`)`gx\.([\w.]+)`(?!`)")
+ARRAY_LIKE = "Array | ndarray | bool | number | bool | int | float | complex"
 KEY = re.compile(r"Key\[[^\]]*\](?: \| UInt32\[[^\]]*\])+")
 
 
@@ -98,6 +99,7 @@ def shorten_types(
         if text is None:
             return None
         text = KEY.sub("Key", text).replace("jaxlib._jax.Array", "Array")
+        text = text.replace(ARRAY_LIKE, "ArrayLike")
         return re.sub(r"(?<=Array, ')\s+", "", text)
 
     return shorten(signature), shorten(returned)
