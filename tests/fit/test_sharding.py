@@ -101,6 +101,7 @@ def test_an_ensemble_over_devices(mesh, guide, key):
     np.testing.assert_allclose(result.losses, alone.losses, rtol=1e-5)
     leaves = jax.tree.leaves((result.guide, result.losses))
     assert all(x.sharding.spec[0] == "d" for x in leaves)
+    assert {s.data.shape[0] for x in leaves for s in x.addressable_shards} == {2}  # of 16
     np.testing.assert_array_equal(result.first_bad_step, -np.ones(16))
 
 
@@ -110,3 +111,64 @@ def test_an_ensemble_is_constructed_over_devices(mesh, key):
     spread = build(jax.device_put(keys, NamedSharding(mesh, P("d"))))
     assert distance(spread, build(keys)) < 1e-5
     assert spread.family.loc["z"].sharding.spec[0] == "d"
+
+
+def test_particles_over_devices(mesh, guide, key):
+    """Each device evaluates its own, and the mean of all of them is one number."""
+    keys = jax.random.split(key, 16)
+
+    def mean_loss(guide, keys):
+        return jnp.mean(jax.vmap(lambda key: gx.ELBO()(guide, key, X, Y))(keys))
+
+    loss = jax.jit(jax.value_and_grad(mean_loss))
+    spread = jax.device_put(keys, NamedSharding(mesh, P("d")))
+    everywhere = jax.device_put(guide, NamedSharding(mesh, P()))
+    (value, grads), (expected, others) = loss(everywhere, spread), loss(guide, keys)
+    assert abs(float(value - expected)) < 1e3 * precision() * abs(float(expected))
+    assert distance(grads, others) < 1e4 * precision()
+
+
+def test_rows_by_shard_map(mesh, key):
+    """Each device sees its rows alone; N/B of the plate makes their mean the whole."""
+
+    def local(X, y):
+        b = gx.sample("b", distrax.Independent(distrax.Normal(jnp.zeros(3), 1.0), 1))
+        with gx.plate("data", N, subsample_size=y.shape[0]):
+            gx.sample("y", distrax.Normal(X @ b, 1.0), obs=y)
+
+    guide = gx.AutoNormal(local, X, Y, key=key)
+    loss = jax.value_and_grad(gx.ELBO())
+
+    def of_shard(guide, X, y):
+        return jax.lax.pmean(loss(guide, key, X, y), "d")
+
+    over = jax.shard_map(
+        of_shard, mesh=mesh, in_specs=(P(), P("d"), P("d")), out_specs=P(), check_vma=False
+    )
+    everywhere = jax.device_put(guide, NamedSharding(mesh, P()))
+    value, grads = jax.jit(over)(everywhere, *by_rows((X, Y), mesh))
+    expected, others = loss(guide, key, X, Y)
+    assert abs(float(value - expected)) < 1e3 * precision() * abs(float(expected))
+    assert distance(grads, others) < 1e4 * precision()
+
+
+def test_a_million_rows_lie_with_their_data(mesh, key):
+    """Parameters and moments of local latents are spread as their rows are."""
+    size = 1_000_000
+    y = jax.device_put(jnp.ones(size, jnp.float32), NamedSharding(mesh, P("d")))
+
+    def rows(y):
+        with gx.plate("data", y.shape[0]):
+            z = gx.sample("z", distrax.Normal(jnp.zeros((), jnp.float32), jnp.float32(1.0)))
+            gx.sample("y", distrax.Normal(z, jnp.float32(1.0)), obs=y)
+
+    guide = gx.AutoDelta(rows, y, key=key)
+    assert guide.family.loc["z"].sharding.spec == P("d")
+    result = gx.fit(key, guide, y, steps=200, progress=False)
+    z = result.guide.family.loc["z"]
+    assert z.sharding.spec == P("d") and {s.data.shape for s in z.addressable_shards} == {
+        (125_000,)
+    }
+    moments = [x for x in jax.tree.leaves(result.state.moving.opt_state) if x.shape == (size,)]
+    assert len(moments) == 2 and all(x.sharding.spec == P("d") for x in moments)
+    assert float(jnp.abs(z - 0.5).max()) < 1e-3  # the mode

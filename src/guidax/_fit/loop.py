@@ -135,7 +135,7 @@ def _on_host(
             if log is not None:
                 asked = min(asked, log.ahead(done))
             moving, taken = source.stride(moving, run, asked)
-            pace.look()
+            pace.look(len(taken))
             if int(moving.streak) >= run.recipe.patience:
                 offset = int(moving.step) - int(run.start) - done
                 losses.append(taken[: offset + 1])

@@ -7,23 +7,29 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any
 
+import jax
 import numpy as np
 
 Progress = bool | Callable[[int, float], Any] | None
 
 _INTERVAL = 0.1  # seconds between looks
+_ON_HOSTS = 100  # steps between looks where there are several processes
 _GROWTH = 30  # so that the first look, which compiles, does not fix the pace
 
 
 class Pace:
     """How many steps to take before the next look, by the clock.
 
+    On several hosts, whose clocks differ, it is a fixed number: they must run the same programs in
+    the same order.
+
     Args:
         most: The most steps between looks.
     """
 
     def __init__(self, most: int):
-        self._n, self._most = 1, most
+        self._is_fixed = jax.process_count() > 1
+        self._n, self._most = min(_ON_HOSTS, most) if self._is_fixed else 1, most
         self._since = time.perf_counter()
 
     @property
@@ -31,10 +37,12 @@ class Pace:
         """How many steps to take."""
         return self._n
 
-    def look(self) -> None:
-        """Note that they are taken."""
+    def look(self, taken: int) -> None:
+        """Note that so many are taken."""
+        if self._is_fixed:
+            return
         now = time.perf_counter()
-        wanted = self._n * _INTERVAL / max(now - self._since, 1e-6)
+        wanted = taken * _INTERVAL / max(now - self._since, 1e-6)
         self._n = max(1, int(min(wanted, self._n * _GROWTH, self._most)))
         self._since = now
 

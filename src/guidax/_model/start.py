@@ -70,7 +70,7 @@ class _Try(eqx.Module):
         location: Unconstrained values with all rows of plates, by site.
         ok: Whether log density and gradient are finite.
         terms: Log density by site.
-        outside: Which values of observed and `param` sites lie outside the support.
+        outside: How many values lie outside the support, by observed and `param` site.
         leaks: For each padded latent, whether another term reads a masked entry.
     """
 
@@ -78,7 +78,7 @@ class _Try(eqx.Module):
     location: dict[str, Array]
     ok: Bool[Array, ""]
     terms: dict[str, Float[Array, ""]]
-    outside: dict[str, Bool[Array, "..."]]
+    outside: dict[str, Int[Array, ""]]
     leaks: dict[str, Bool[Array, ""]]
 
 
@@ -294,8 +294,8 @@ def _with_all_rows(u: Array, spec: LatentSpec) -> Array:
     return u
 
 
-def _outside(trace: Trace) -> dict[str, Bool[Array, "..."]]:
-    """Say which values lie outside the support, by observed or param site."""
+def _outside(trace: Trace) -> dict[str, Int[Array, ""]]:
+    """Count the values outside the support, by observed or param site."""
     found = {}
     for site in (*trace.of("observed").values(), *trace.of("param").values()):
         if site.contains is None or site.mask is False:
@@ -303,7 +303,7 @@ def _outside(trace: Trace) -> dict[str, Bool[Array, "..."]]:
         inside = jnp.asarray(site.contains(site.value))
         if site.mask is not None:
             inside = inside | ~jnp.broadcast_to(site.mask, inside.shape)
-        found[site.name] = ~inside
+        found[site.name] = jnp.sum(~inside)  # here: on several hosts none sees all values
     return found
 
 
@@ -327,7 +327,7 @@ def _leak(target: Target, u: dict[str, Array], name: str) -> Bool[Array, ""]:
 def _raise_for(found: _Try) -> None:
     """Raise the first complaint."""
     for name, outside in found.outside.items():
-        if count := np.count_nonzero(outside):
+        if count := int(outside):
             raise ValueError(
                 f"site {name!r}: {count} of its values lie outside the support of its "
                 "distribution or constraint (NaN lies in none). Correct the data, or mask missing "
