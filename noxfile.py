@@ -204,3 +204,10 @@ def flows(session: nox.Session) -> None:
     """What guides with flows reach, and what they cost: `nox -s flows -- bend`."""
     session.install(".[examples]", *group("benchmarks"))
     session.run("python", "benchmarks/flows.py", *session.posargs)
+
+
+@nox.session
+def row_sparse(session: nox.Session) -> None:
+    """What a step costs that leaves alone the rows it does not hold."""
+    session.install(".")
+    session.run("python", "benchmarks/row_sparse.py", *session.posargs)

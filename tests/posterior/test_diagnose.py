@@ -1,5 +1,7 @@
 """The verdict on a fit: algebra where there is some, and both ends of the scale."""
 
+import dataclasses
+
 import distrax
 import jax
 import jax.numpy as jnp
@@ -117,6 +119,20 @@ def test_readings(khat, number, words):
     assert words in reading, reading
     assert f"weights of {number} draws; a part" in reading
     assert "worth 12 draws" in reading and "ELBO -1.25 (0.00)" in reading
+
+
+def test_a_nearly_exact_fit_is_not_blamed_for_the_shape_of_its_tail(key):
+    """k-hat knows no scale: of log weights with an s.d. of 0.01 it may be anything."""
+    tail = jnp.asarray(np.random.default_rng(0).pareto(0.8, 4_000))  # k = 1.25
+    heavy = gx.diagnose(key, guide_with(TARGET, 1.0))
+    light = 0.001 * jnp.minimum(tail, 100.0)
+    smoothed, _ = gx.psis(light)
+    ess = 1 / jnp.sum(jnp.exp(2 * smoothed))
+    weights = {"log_weights": light, "smoothed_log_weights": smoothed, "ess": ess}
+    near = dataclasses.replace(heavy, khat=jnp.asarray(1.25), **weights)
+    assert "nearly equal" in near.reading
+    far = dataclasses.replace(near, ess=jnp.asarray(3_000.0))
+    assert "misses the posterior" in far.reading
 
 
 def test_a_reading_counts_what_is_no_weight():

@@ -26,6 +26,7 @@ from .runs import positive, require_key
 from .whole import whole_indices
 
 _CLOSE, _COVERS, _HAS_MEAN = 0.5, 0.7, 1.0  # of k-hat
+_EQUAL = 0.99  # effective draws, as a share of all, from which on weights count as equal
 
 
 class Diagnosis(eqx.Module):
@@ -121,7 +122,8 @@ class Diagnosis(eqx.Module):
         """The verdict in words, on values that are known.
 
         The limits are those of Vehtari et al. 2024, equation 13 (`khat_limit`), and of Yao et al.
-        2018, section 2 (0.5 and 0.7).
+        2018, section 2 (0.5 and 0.7). k-hat knows no scale: where a fit is nearly exact, it is the
+        shape of what little the weights vary. So effective draws above 99 % of all go first.
 
         Raises:
             ValueError: Inside a transformation, or for several diagnoses at once.
@@ -152,6 +154,11 @@ class Diagnosis(eqx.Module):
         if math.isinf(k) and number <= 20:
             return f"no k-hat: {number} draws are too few, take 1000 at least."
         said = f"k-hat {k:.2f}:"
+        if k > _CLOSE and float(self.ess) > _EQUAL * number:
+            return (
+                f"{said} it is the shape of a tail that hardly counts, since the weights are "
+                "nearly equal; where its draws are, the guide is the posterior."
+            )
         if k > _HAS_MEAN:
             return (
                 f"{said} the guide misses the posterior; neither its means nor corrected ones can "

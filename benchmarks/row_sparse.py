@@ -1,0 +1,78 @@
+"""What a step costs when it holds 1,000 rows of a plate with latents, by the rows there are.
+
+A normal for every row's latent, Adam. Dense steps update every parameter and moment; row-sparse ones
+(`gx.fit(..., row_sparse=True)`) those of the rows that they hold. The time of a step is that of a run
+less a shorter one, over the difference in steps, in the best of several.
+
+    python benchmarks/row_sparse.py [--rows 10000 10000000] [--json RESULT.json]
+"""
+
+import argparse
+import datetime
+import importlib.metadata
+import json
+import os
+import platform
+import time
+
+import distrax
+import jax
+import jax.numpy as jnp
+import optax
+
+import guidax as gx
+
+HELD, REPEATS = 1_000, 5
+STEPS = {"row-sparse": 500, "dense": 20}
+
+
+def seconds(guide, key, y, steps, row_sparse):
+    start = time.perf_counter()
+    options = {"optimizer": optax.adam, "progress": False, "row_sparse": row_sparse}
+    jax.block_until_ready(gx.fit(key, guide, y, steps=steps, **options).guide)
+    return time.perf_counter() - start
+
+
+def step_time(size, kind):
+    def model(y):
+        centre = gx.sample("centre", distrax.Normal(jnp.zeros(()), 1.0))
+        with gx.plate("row", size, subsample_size=HELD) as rows:
+            z = gx.sample("z", distrax.Normal(centre, 1.0))
+            gx.sample("y", distrax.Normal(z, 1.0), obs=y[rows])
+
+    key, y, steps = jax.random.key(0), jnp.zeros(size), STEPS[kind]
+    guide = gx.AutoNormal(model, y, key=key)
+    timed = [
+        [seconds(guide, key, y, n, kind == "row-sparse") for n in (steps, 3 * steps)]
+        for _ in range(REPEATS + 1)
+    ]
+    short, long = (min(times) for times in zip(*timed[1:], strict=True))
+    return (long - short) / (2 * steps)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rows", type=int, nargs="+", default=[10_000, 10_000_000])
+    parser.add_argument("--json", help="file for the figures")
+    options = parser.parse_args()
+    print(f"{'rows':>10} {'row-sparse, us':>15} {'dense, us':>12}")
+    found = []
+    for size in options.rows:
+        times = {kind: 1e6 * step_time(size, kind) for kind in STEPS}
+        found.append({"rows": size} | times)
+        print(f"{size:10} {times['row-sparse']:15.0f} {times['dense']:12.0f}", flush=True)
+    if options.json:
+        packages = ["guidax", "jax", "jaxlib"]
+        report = {
+            "date": datetime.date.today().isoformat(),
+            "machine": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores",
+            "versions": {name: importlib.metadata.version(name) for name in packages},
+            "rows held": HELD,
+            "microseconds a step": found,
+        }
+        with open(options.json, "w") as file:
+            json.dump(report, file, indent=2)
+
+
+if __name__ == "__main__":
+    main()
