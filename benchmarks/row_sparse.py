@@ -1,8 +1,8 @@
 """What a step costs when it holds 1,000 rows of a plate with latents, by the rows there are.
 
 A normal for every row's latent, Adam. Dense steps update every parameter and moment; row-sparse
-ones (`gx.fit(..., row_sparse=True)`) those of the rows that they hold. The time of a step is that of
-a run less a shorter one, over the difference in steps, in the best of several.
+ones (`gx.fit(..., row_sparse=True)`) those of the rows that they hold. The time of a step is that
+of a run less a shorter one, over the difference in steps, in the best of several.
 
     python benchmarks/row_sparse.py [--rows 10000 10000000] [--json RESULT.json]
 """
