@@ -236,6 +236,11 @@ def test_not_inside_a_transformation(guide, streamed):
         jax.jit(lambda r: r.resume(steps=3, batches=batch_at))(streamed)
 
 
+def powers(X, y, power):
+    """Regression on powers, one of which is a Python number."""
+    model(X**power, y)
+
+
 def test_a_ragged_batch_is_refused(guide):
     """It would compile a program of its own; what was done by then is the message's step."""
 
@@ -249,6 +254,9 @@ def test_a_ragged_batch_is_refused(guide):
     rows = [ten.at(data=np.arange(10)), ten.at(data=np.arange(9))]
     with pytest.raises(ValueError, match="data: 9 rows against .*data: 10 rows"):
         run(guide, rows)
+    halves = gx.AutoDelta(powers, *batch_at(0).arrays, 1, key=jax.random.key(0))
+    with pytest.raises(ValueError, match="step 1 .*, 2 against .*, 1. Every"):
+        run(halves, lambda step: gx.Batch(*batch_at(step).arrays, step + 1))
 
 
 def padded(X, y, is_row):

@@ -126,7 +126,7 @@ def _text(structure: tuple[Shapes, tuple[tuple[str, tuple[int, ...]], ...]]) -> 
     """Return arrays, constants and rows of a batch, for a message."""
     shapes, rows = structure
     arrays = [f"{dtype}[{','.join(map(str, shape))}]" for shape, dtype in shapes.arrays]
-    constants = [constant.value for constant in shapes.layout.constants]
+    constants = [constant.value for _, constant in shapes.layout.constants]
     held = [f"{name}: {shape[0]} rows" for name, shape in rows]
     return ", ".join([*arrays, *map(repr, constants), *held])
 
