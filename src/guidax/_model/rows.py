@@ -15,7 +15,7 @@ def draw_rows(key: Key, size: int, rows: int) -> Int[Array, " rows"]:
     Memory is O(rows) and time about that: the first `rows` different values of a sequence of
     independent draws are such a subset, so no permutation of `size` is needed where `rows` is a
     small part of it. The sequence is long enough that fewer different values have probability
-    below 1e-20.
+    below 1e-16.
     """
     if size < 10 * rows:
         return random.permutation(key, size)[:rows]
