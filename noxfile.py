@@ -207,6 +207,20 @@ def flows(session: nox.Session) -> None:
 
 
 @nox.session
+def rows(session: nox.Session) -> None:
+    """How a step's time and a fit's memory grow with the rows of the data."""
+    session.install(".", *group("benchmarks"))
+    session.run("python", "benchmarks/rows.py", *session.posargs)
+
+
+@nox.session
+def ensembles(session: nox.Session) -> None:
+    """What a fit costs as one of an ensemble, beside NumPyro's."""
+    session.install(".", *group("benchmarks"))
+    session.run("python", "benchmarks/ensembles.py", *session.posargs)
+
+
+@nox.session
 def row_sparse(session: nox.Session) -> None:
     """What a step costs that leaves alone the rows it does not hold."""
     session.install(".")

@@ -176,9 +176,8 @@ def clock(function, *arguments):
     return time.perf_counter() - start, result
 
 
-def prepare(name):
-    """Return a contender's functions and the true coefficients, with JAX's backend started."""
-    import jax
+def make_data():
+    """Return features, outcomes and the coefficients that they were drawn with."""
     import jax.numpy as jnp
     import numpy as np
 
@@ -186,7 +185,14 @@ def prepare(name):
     X = rng.normal(size=(ROWS, FEATURES))
     truth = rng.normal(size=FEATURES)
     y = rng.random(ROWS) < 1 / (1 + np.exp(-X @ truth))
-    X, y = jnp.asarray(X, jnp.float32), jnp.asarray(y, jnp.float32)
+    return jnp.asarray(X, jnp.float32), jnp.asarray(y, jnp.float32), truth
+
+
+def prepare(name):
+    """Return a contender's functions and the true coefficients, with JAX's backend started."""
+    import jax
+
+    X, y, truth = make_data()
     jax.block_until_ready(jax.random.key(0))
     return *CONTENDERS[name](X, y), truth
 
