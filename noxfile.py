@@ -83,8 +83,8 @@ def float32(session: nox.Session) -> None:
 
 @nox.session
 def untyped(session: nox.Session) -> None:
-    """The tests as users run the package, without run-time checks of shapes and types."""
-    run_tests(session, "--jaxtyping-packages=")
+    """The tests on what users run: programs that XLA optimises, no run-time checks of types."""
+    run_tests(session, "--jaxtyping-packages=", env={"JAX_DISABLE_MOST_OPTIMIZATIONS": "0"})
 
 
 @nox.session
