@@ -106,7 +106,7 @@ def docs(session: nox.Session) -> None:
     session.install("-e", ".", *group("docs"))
     # -E reads every page anew: one that did not change would keep its warnings to itself.
     session.run("sphinx-build", "-W", "--keep-going", "-E", "-T", "docs", "docs/_build")
-    session.run("pytest", "tests/docs", "-m", "slow or not slow", *session.posargs)
+    session.run("pytest", "-n=auto", "tests/docs", "-m", "slow or not slow", *session.posargs)
 
 
 @nox.session

@@ -229,6 +229,22 @@ def test_batches_go_on_at_their_step(stream, tmp_path):
         stream([rows_at(step) for step in range(30)], checkpoint=checkpoint)
 
 
+def test_row_sparse_steps_go_on_to_the_same_bits(tmp_path):
+    def model(y):
+        centre = gx.sample("centre", distrax.Normal(0.0, 10.0))
+        with gx.plate("row", 8, subsample_size=3) as rows:
+            z = gx.sample("z", distrax.Normal(centre, 1.0))
+            gx.sample("y", distrax.Normal(z, 1.0), obs=y[rows])
+
+    guide = gx.AutoNormal(model, Y, key=jax.random.key(0))
+    fit = functools.partial(run, guide, Y, row_sparse=True, optimizer=optax.adam)
+    checkpoint = gx.Checkpoint(tmp_path, every=20)
+    with pytest.raises(Killed):
+        fit(checkpoint=checkpoint, progress=killed_after(30))
+    assert names(tmp_path) and STEPS not in {int(name[5:17]) for name in names(tmp_path)}
+    assert same(fit(checkpoint=checkpoint), fit())
+
+
 def test_a_run_that_is_not_finite_keeps_its_last_good_file(stream, tmp_path):
     checkpoint = gx.Checkpoint(tmp_path, every=5)
 
