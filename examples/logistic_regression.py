@@ -85,8 +85,10 @@ def fit(guide, **options):
 
 
 key = jax.random.key(0)
+low_rank = gx.AutoLowRankMultivariateNormal(model, x_train, y_train, key=key, rank=5)
 fits = {
     "mean-field": fit(gx.AutoNormal(model, x_train, y_train, key=key), steps=10_000),
+    "low rank": fit(low_rank, steps=10_000),
     "full rank": fit(gx.AutoMultivariateNormal(model, x_train, y_train, key=key), steps=10_000),
 }
 annealed = gx.AutoSurrogateLikelihoodDAIS(
