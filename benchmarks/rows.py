@@ -24,6 +24,7 @@ import time
 FEATURES, REPEATS, RATE = 8, 3, 1e-2
 BATCH = 100_000  # rows that the streaming fit holds
 WORK = 30_000_000  # rows that a timed run goes through, about
+MOST_STEPS = 1_024  # whose losses the loop by hand has room for
 
 WAYS = ["guidax", "by hand", "guidax streaming"]
 
@@ -97,7 +98,8 @@ def guidax_runner(rows, streaming):
 
 
 def by_hand_runner(rows):
-    """Return the same of plain JAX."""
+    """Return the same of plain JAX, with distrax's formula for the rows as in the model."""
+    import distrax
     import jax
     import jax.numpy as jnp
     import optax
@@ -109,7 +111,7 @@ def by_hand_runner(rows):
         sigma = jnp.exp(log_sigma)
         prior = jax.scipy.stats.norm.logpdf(z[: FEATURES + 1]).sum()
         prior += jnp.log(2.0) + jax.scipy.stats.norm.logpdf(sigma) + log_sigma
-        return prior + jax.scipy.stats.norm.logpdf(y, intercept + X @ slopes, sigma).sum()
+        return prior + distrax.Normal(intercept + X @ slopes, sigma).log_prob(y).sum()
 
     def loss(parameters, key, X, y):
         noise = jax.random.normal(key, (size,))
@@ -124,15 +126,17 @@ def by_hand_runner(rows):
         parameters = {"loc": jnp.zeros(size), "raw_scale": jnp.full(size, -2.25)}
 
         def step(i, carry):
-            parameters, state = carry
-            gradient = jax.grad(loss)(parameters, jax.random.fold_in(key, i), X, y)
+            parameters, state, losses = carry
+            key_step = jax.random.fold_in(key, i)
+            value, gradient = jax.value_and_grad(loss)(parameters, key_step, X, y)
             updates, state = optimizer.update(gradient, state, parameters)
-            return optax.apply_updates(parameters, updates), state
+            return optax.apply_updates(parameters, updates), state, losses.at[i].set(value)
 
-        carry = parameters, optimizer.init(parameters)
-        return jax.lax.fori_loop(0, steps, step, carry)[0]
+        carry = parameters, optimizer.init(parameters), jnp.zeros(MOST_STEPS)
+        return jax.lax.fori_loop(0, steps, step, carry)[::2]
 
-    X, y = (jnp.asarray(array) for array in make_data(rows))
+    X, y = make_data(rows)
+    X, y = jnp.asarray(X), jnp.asarray(y)
     return lambda steps: jax.block_until_ready(fit(jax.random.key(1), steps, X, y)), rows
 
 
