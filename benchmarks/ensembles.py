@@ -16,14 +16,13 @@ anew in each fit.
 import argparse
 import json
 import statistics
-import time
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro
 import optax
-from first_fit import FEATURES, RATE, STEPS, environment, make_data, numpyro_model
+from first_fit import FEATURES, RATE, STEPS, clock, environment, make_data, numpyro_model
 from jax import random
 from numpyro.infer import SVI, Trace_ELBO
 from numpyro.infer.autoguide import AutoNormal
@@ -31,13 +30,7 @@ from numpyro.infer.autoguide import AutoNormal
 import guidax as gx
 
 
-def timed(function, *args):
-    start = time.perf_counter()
-    result = jax.block_until_ready(function(*args))
-    return time.perf_counter() - start, result
-
-
-def guidax_ensemble(X, y):
+def guidax_ensemble():
     model = gx.from_numpyro(numpyro_model)
 
     def member(key, X, y):
@@ -74,15 +67,15 @@ def main():
     options = parser.parse_args()
     X, y, _ = make_data()
     keys = random.split(random.key(0), options.members)
-    found, ensembles = {}, {"guidax": guidax_ensemble, "NumPyro, one program": numpyro_ensemble}
-    compiled = {name: make(X, y) for name, make in ensembles.items()}
+    compiled = {"guidax": guidax_ensemble(), "NumPyro, one program": numpyro_ensemble(X, y)}
+    found = {}
     for name, function in compiled.items():
-        first, losses = timed(function, keys, X, y)
+        first, losses = clock(function, keys, X, y)
         found[name] = {"first call": first, "later calls": [], "loss": float(jnp.mean(losses))}
     for _ in range(options.repeats):  # in turn: both see the same machine
         for name, function in compiled.items():
-            found[name]["later calls"].append(timed(function, keys, X, y)[0])
-    each = [timed(numpyro_loop, key, X, y) for key in keys]
+            found[name]["later calls"].append(clock(function, keys, X, y)[0])
+    each = [clock(numpyro_loop, key, X, y) for key in keys]
     found["NumPyro, a loop"] = {
         "first call": sum(seconds for seconds, _ in each),
         "later calls": [],

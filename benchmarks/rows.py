@@ -74,7 +74,7 @@ def guidax_runner(rows, streaming):
         X, y = jnp.asarray(X), jnp.asarray(y)
 
     def batch(step):
-        start = step * held % (rows - held + 1)
+        start = step % (rows // held) * held
         return gx.Batch(X[start : start + held], y[start : start + held])
 
     first = (X[:held], y[:held]) if streaming else (X, y)
