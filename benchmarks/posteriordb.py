@@ -43,6 +43,7 @@ GUIDES = {
 }
 LAPLACE = "AutoLaplaceApproximation"
 SEEDS, DRAWS, PARTICLES, CLIP_NORM = 5, 10_000, 4, 10.0
+PLAIN_RATES, PLAIN_RATE = {"AutoNormal": 0.3, "AutoDiagonalNormal": 0.3}, 0.1  # of plain Adam
 
 FAMILIES = ["AutoNormal", "AutoMultivariateNormal"]
 DEFAULTS = [2_000, 10_000]  # steps
@@ -173,7 +174,7 @@ def compare(name, guide_name, data, reference, steps):
     """Return one row of table 1."""
     model = POSTERIORS[name].model
     starts = starts_of(guide_name, model, data)
-    rate = starts.learning_rate
+    rate = PLAIN_RATES.get(guide_name, PLAIN_RATE)
     optimizer = optax.chain(
         optax.clip_by_global_norm(CLIP_NORM),
         optax.adam(optax.cosine_decay_schedule(rate, steps)),

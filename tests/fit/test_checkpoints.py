@@ -266,7 +266,7 @@ def test_a_run_that_is_not_finite_keeps_its_last_good_file(stream, tmp_path):
 OTHER = {
     "key": ({"key": 1}, r"key\.data\[1\] is 0 in the file and 1 here"),
     "steps": ({"steps": 61}, "steps is 60 in the file and 61 here"),
-    "rate": ({"learning_rate": 0.1}, "learning_rate is 0.3.* in the file and 0.1.* here"),
+    "rate": ({"learning_rate": 0.1}, "learning_rate is 0.5.* in the file and 0.1.* here"),
     "particles": ({"objective": gx.ELBO(2)}, "objective.num_particles is 1 in the file and 2"),
     "objective": ({"objective": gx.MeanFieldELBO()}, "objective.is is 'ELBO' in the file"),
     "optimizer": ({"optimizer": optax.adam}, "recipe.optimizer is None in the file and .*adam"),
@@ -296,7 +296,7 @@ def test_other_data_and_another_start_are_refused(guide, plain, finished):
     run(guide, X * (1 + 1e-7), Y, checkpoint=checkpoint)
     with pytest.raises(ValueError, match="guide.family.is is 'MeanFieldNormal' in the file"):
         other = gx.AutoMultivariateNormal(model, X, Y, key=jax.random.key(0))
-        run(other, checkpoint=checkpoint, learning_rate=0.3)
+        run(other, checkpoint=checkpoint, learning_rate=0.5)
 
 
 def described(plain, **options):

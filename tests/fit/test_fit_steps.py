@@ -201,23 +201,32 @@ def test_the_clip_is_of_the_global_norm(key):
     assert distance(result.guide, by_hand) < 1e3 * precision()
 
 
+def first_step(guide, args, **options):
+    """How far each entry moves in one step, as a guide."""
+    result = gx.fit(jax.random.key(0), guide, *args, steps=1, progress=False, **options)
+    return jax.tree.map(lambda new, old: np.asarray(new - old), result.guide, guide)
+
+
 def first_move(guide, args, **options):
-    """How far each entry moves in one step."""
-    key = jax.random.key(0)
-    result = gx.fit(key, guide, *args, steps=1, progress=False, **options)
-    pairs = zip(jax.tree.leaves(result.guide), jax.tree.leaves(guide), strict=True)
-    return np.concatenate([np.ravel(new - old) for new, old in pairs])
+    """The same, end to end."""
+    leaves = jax.tree.leaves(first_step(guide, args, **options))
+    return np.concatenate([np.ravel(x) for x in leaves])
 
 
 def test_rates(key):
-    """Adam's first step moves every entry by the rate."""
+    """Adam's first step moves every entry by the rate, in its units."""
     close = functools.partial(np.testing.assert_allclose, rtol=1e-3)
     guide, module = point(), gx.AutoNormal(Network(key).model, NETWORK_DATA, key=key)
     assert (guide.learning_rate, module.learning_rate) == (0.3, 0.01)
     close(first_move(guide, (DATA,)), 0.3)
-    moves = np.abs(first_move(module, (NETWORK_DATA,)))
-    close(moves[moves > 0], 0.01)  # a dead unit of the network has no gradient
-    assert np.sum(moves > 0) > 4
+    moves = first_step(module, (NETWORK_DATA,))
+    weights = np.abs(np.concatenate([x.ravel() for x in jax.tree.leaves(moves.model)]))
+    close(weights[weights > 0], 0.01)  # a dead unit of the network has no gradient
+    assert np.sum(weights > 0) > 4
+    close([abs(x) for x in moves.family.loc.values()], 0.01)
+    scale = jax.nn.softplus(module.family.raw_scale["slope"])
+    more = jax.nn.softplus(module.family.raw_scale["slope"] + moves.family.raw_scale["slope"])
+    np.testing.assert_allclose(abs(np.log(more / scale)), 0.2 * 0.01, rtol=0.01)
     close(first_move(guide, (DATA,), optimizer=optax.adam), 0.01)
     close(first_move(guide, (DATA,), optimizer=optax.adam, learning_rate=0.2), 0.2)
     schedule = optax.piecewise_constant_schedule(0.07, {1: 0.5})

@@ -8,6 +8,7 @@ from typing import Any
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
@@ -42,6 +43,21 @@ class AbstractFamily(eqx.Module):
     def learning_rate(self) -> float:
         """The rate that `fit` starts its default optimizer with."""
         return 0.01
+
+    def units(self) -> Any:
+        """Return how far a step of one goes along each parameter, for `fit`'s default optimizer.
+
+        Returns:
+            A tree of the family's structure.
+        """
+        return jax.tree.map(jnp.ones_like, self)
+
+    def locations(self) -> Any:
+        """Return the parameters that say where the mass lies, in units of their own.
+
+        `fit`'s default optimizer moves them, if they are few, along the axes of their gradient.
+        """
+        return ()
 
     @property
     def reads_batch(self) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import distrax
 import equinox as eqx
 import jax
@@ -13,7 +15,7 @@ from .._model.trace import LatentSpec
 from .._numerics import filled_like, log_normal
 from .._types import Key
 from .flat import AbstractFlatNormal, standard_normal
-from .normal import raw_scale_of
+from .normal import raw_scale_of, units_of_normal
 from .vector import ravel
 
 
@@ -40,8 +42,13 @@ class DiagonalNormal(AbstractFlatNormal):
 
     @property
     def learning_rate(self) -> float:
-        """0.3, as for independent normals site by site."""
-        return 0.3
+        """0.5, as for independent normals site by site."""
+        return 0.5
+
+    def units(self) -> Any:
+        """Return those of independent normals."""
+        units = units_of_normal(self.raw_scale)
+        return eqx.tree_at(lambda family: (family.loc, family.raw_scale), self, units)
 
     def marginal_scale(self) -> Float[Array, " dim"]:
         """Return the standard deviations."""

@@ -44,8 +44,12 @@ class LaplacePoint(AbstractFamily):
 
     @property
     def learning_rate(self) -> float:
-        """0.1, as for normals over the flat vector."""
-        return 0.1
+        """0.3, as for points and normals over the flat vector."""
+        return 0.3
+
+    def locations(self) -> Any:
+        """Return the mode."""
+        return self.loc
 
     @property
     def reads_batch(self) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import distrax
 import equinox as eqx
@@ -17,7 +18,7 @@ from .._model.trace import LatentSpec
 from .._numerics import filled_like, log_normal
 from .._types import Key
 from .flat import AbstractFlatNormal, standard_normal
-from .normal import raw_scale_of
+from .normal import SCALE_UNIT, raw_scale_of, units_of_normal
 from .vector import ravel, require_shared_axes
 
 _START = 0.1  # of each row of F: at zero the gradient vanishes, and far from it mean field is lost
@@ -64,6 +65,15 @@ class LowRankNormal(AbstractFlatNormal):
         rank = rank_of(rank, self.loc.shape[-1])
         noise = jax.random.normal(key, (*self.loc.shape, rank), self.loc.dtype)
         self.factor = noise * (_START / math.sqrt(rank))
+
+    def units(self) -> Any:
+        """Return those of independent normals for `S`, and of the entries of `F`."""
+        loc, raw_scale = units_of_normal(self.raw_scale)
+        return eqx.tree_at(
+            lambda family: (family.loc, family.raw_scale, family.factor),
+            self,
+            (loc, raw_scale, jnp.full_like(self.factor, SCALE_UNIT)),
+        )
 
     def scale(self) -> Float[Array, "*batch dim"]:
         """Return the diagonal of `S`."""

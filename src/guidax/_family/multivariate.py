@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import distrax
 import equinox as eqx
 import jax.numpy as jnp
@@ -15,7 +17,7 @@ from .._model.trace import LatentSpec
 from .._numerics import log_normal
 from .._types import Key
 from .flat import AbstractFlatNormal, standard_normal
-from .normal import raw_scale_of
+from .normal import SCALE_UNIT, raw_scale_of, units_of_normal
 from .vector import ravel, require_shared_axes
 
 
@@ -47,6 +49,14 @@ class MultivariateNormal(AbstractFlatNormal):
         raw = np.zeros((*batch, dim * (dim + 1) // 2), self.loc.dtype)
         raw[..., dim * (dim - 1) // 2 :] = raw_scale_of(init_scale)
         self.raw_scale_tril = jnp.asarray(raw)
+
+    def units(self) -> Any:
+        """Return those of independent normals for the diagonal of `L`, and of its other entries."""
+        start = self.raw_scale_tril.shape[-1] - self.loc.shape[-1]
+        below, diagonal = jnp.split(self.raw_scale_tril, [start], axis=-1)
+        loc, diagonal = units_of_normal(diagonal)
+        tril = jnp.concatenate([jnp.full_like(below, SCALE_UNIT), diagonal], axis=-1)
+        return eqx.tree_at(lambda family: (family.loc, family.raw_scale_tril), self, (loc, tril))
 
     def scale_tril(self) -> Float[Array, "*batch dim dim"]:
         """Return `L`."""

@@ -18,6 +18,8 @@ from .._types import Key
 from .base import AbstractFamily
 from .noise import site_noise
 
+SCALE_UNIT = 0.2  # of the logarithm of a scale: the means' steps go by it, so it moves more slowly
+
 
 class MeanFieldNormal(AbstractFamily):
     """A normal for every coordinate of every site, in unconstrained space.
@@ -43,8 +45,18 @@ class MeanFieldNormal(AbstractFamily):
 
     @property
     def learning_rate(self) -> float:
-        """0.3: safe for independent normals, also from far away (measured on posteriordb)."""
-        return 0.3
+        """0.5, for independent normals in units of their own (measured on posteriordb)."""
+        return 0.5
+
+    def units(self) -> Any:
+        """Return those of `units_of_normal`, for every site."""
+        pairs = {n: units_of_normal(raw) for n, raw in self.raw_scale.items()}
+        loc, raw_scale = ({n: pair[i] for n, pair in pairs.items()} for i in (0, 1))
+        return self._with(loc, raw_scale)
+
+    def locations(self) -> Any:
+        """Return the means."""
+        return self.loc
 
     def map_rows(self, f: Callable[[Array, tuple[tuple[str, int], ...]], Any]) -> Any:
         """Apply a function to locations and scales of sites in plates."""
@@ -53,8 +65,10 @@ class MeanFieldNormal(AbstractFamily):
             plates = {s.name: s.plates for s in self.sites}
             return {n: f(x, plates[n]) if plates[n] else x for n, x in parameters.items()}
 
-        new = (mapped(self.loc), mapped(self.raw_scale))
-        return eqx.tree_at(lambda family: (family.loc, family.raw_scale), self, new)
+        return self._with(mapped(self.loc), mapped(self.raw_scale))
+
+    def _with(self, loc: Any, raw_scale: Any) -> Any:
+        return eqx.tree_at(lambda family: (family.loc, family.raw_scale), self, (loc, raw_scale))
 
     def normal_marginals(self, target: Target) -> dict[str, tuple[Array, Array]]:
         """Return location and scale of each site's rows."""
@@ -116,6 +130,16 @@ def raw_scale_of(init_scale: float) -> float:
             f"number; got {init_scale!r}. Try 0.1."
         )
     return inverse_softplus(float(init_scale))
+
+
+def units_of_normal(raw_scale: Array) -> tuple[Array, Array]:
+    """Return how far a step of one moves the mean of a normal, and its parameter of scale.
+
+    The mean: a standard deviation, yet 1 where that is less, since then it may still be far from
+    its place. The scale: `SCALE_UNIT` of its logarithm.
+    """
+    scale = jax.nn.softplus(raw_scale)
+    return jnp.maximum(1.0, scale), SCALE_UNIT * scale / jax.nn.sigmoid(raw_scale)
 
 
 def _block(site: LatentSpec) -> Block:

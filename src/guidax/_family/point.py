@@ -37,6 +37,10 @@ class Point(AbstractFamily):
         """0.3, as for independent normals."""
         return 0.3
 
+    def locations(self) -> Any:
+        """Return the values."""
+        return self.loc
+
     def map_rows(self, f: Callable[[Array, tuple[tuple[str, int], ...]], Any]) -> Any:
         """Apply a function to the values of sites in plates."""
         plates = {s.name: s.plates for s in self.sites}

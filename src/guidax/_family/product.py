@@ -47,6 +47,15 @@ class Product(AbstractFamily):
         """The smallest of the parts'."""
         return min((part.learning_rate for part in self.parts), default=1.0)
 
+    def units(self) -> Any:
+        """Return those of the parts."""
+        parts = tuple(part.units() for part in self.parts)
+        return eqx.tree_at(lambda family: family.parts, self, parts)
+
+    def locations(self) -> Any:
+        """Return those of the parts."""
+        return tuple(part.locations() for part in self.parts)
+
     @property
     def reads_batch(self) -> bool:
         """Whether any part does."""

@@ -16,9 +16,8 @@ from jaxtyping import Array, ArrayLike, Float, PyTree
 from .._guide.guide import AutoGuide
 from .._model.static import Static
 from .._numerics import from_host, is_traced
+from .default import MAX_TURNED, default_optimizer
 
-CLIP_NORM = 10.0  # of the gradient, as the default optimizer starts
-CLIP_GROWTH = 1e4  # by how much the norm has risen when it ends
 DEFAULT_RATE = 1e-2  # of an optimizer that is given without one
 PATIENCE = 100  # bad steps in a row that are skipped before the run ends
 
@@ -35,6 +34,7 @@ class Recipe:
         optimizer: A function of a learning rate, a ready transformation, or None for the default.
         schedule: A learning rate as a function of the step, or None where it is a number.
         trained: For each leaf of the guide, whether it is trained.
+        turned: For each trained leaf, whether the default optimizer turns it.
         forward_mode: Whether gradients are taken in forward mode.
         row_sparse: Whether a step leaves alone the rows of plates that it does not hold.
         on_nonfinite: What follows a step that is not finite.
@@ -43,6 +43,7 @@ class Recipe:
     optimizer: Static
     schedule: Static
     trained: tuple[bool, ...]
+    turned: tuple[bool, ...]
     forward_mode: bool
     row_sparse: bool
     on_nonfinite: OnNonfinite
@@ -53,13 +54,14 @@ class Recipe:
         return 1 if self.on_nonfinite == "raise" else PATIENCE
 
     def transformation(
-        self, rate: Float[Array, ""], progress: Float[Array, ""]
+        self, rate: Float[Array, ""], progress: Float[Array, ""], guide: AutoGuide
     ) -> optax.GradientTransformation:
         """Build the optimizer inside the trace, so that every rate shares one program.
 
         Args:
             rate: The learning rate, where there is no schedule.
             progress: The share of this call's steps that is done, for the default's decay.
+            guide: The guide at this step, whose units the default takes.
 
         Raises:
             TypeError: If the function gives no optax transformation.
@@ -69,8 +71,14 @@ class Recipe:
             return given
         if given is None:
             decayed = rate * 0.5 * (1.0 + jnp.cos(jnp.pi * progress))
-            adam = optax.adam(decayed if schedule is None else schedule)
-            return optax.chain(_clip(CLIP_NORM * CLIP_GROWTH**progress), adam)
+            units = jax.tree.map(jnp.ones_like, guide)
+            units = eqx.tree_at(lambda guide: guide.family, units, guide.family.units())
+            return default_optimizer(
+                decayed if schedule is None else schedule,
+                progress,
+                self.split(units)[0],
+                self.turned,
+            )
         made = given(rate if schedule is None else schedule)
         if not isinstance(made, optax.GradientTransformation):
             raise TypeError(
@@ -82,22 +90,6 @@ class Recipe:
     def split(self, guide: AutoGuide) -> tuple[Any, Any]:
         """Return the trained leaves and the others, both in the shape of the guide."""
         return eqx.partition(guide, jax.tree.unflatten(jax.tree.structure(guide), self.trained))
-
-
-def _clip(max_norm: Float[Array, ""]) -> optax.GradientTransformation:
-    """Clip by the global norm, to a norm that is traced.
-
-    Clipped noise has another mean: with a norm of 10 to the end, a fit to noisy gradients settled
-    up to 2 nats below what its family can reach, however long it ran. Without any, the first
-    gradients, from a poor start, stay in Adam's second moment for tens of thousands of steps.
-    """
-
-    def clip(gradients: PyTree, params: PyTree) -> PyTree:
-        del params
-        factor = jnp.minimum(1.0, max_norm / optax.tree.norm(gradients))
-        return jax.tree.map(lambda g: (g * factor).astype(g.dtype), gradients)
-
-    return optax.stateless(clip)
 
 
 def make_recipe(
@@ -151,10 +143,12 @@ def make_recipe(
                 f"{learning_rate}."
             )
         rate = from_host(number)  # checked before: under jit its value is hidden
+    trained = _trained(guide, trainable)
     recipe = Recipe(
         Static(optimizer),
         Static(schedule),
-        _trained(guide, trainable),
+        trained,
+        _turned(guide, trained, can_turn=optimizer is None and not row_sparse),
         forward_mode,
         bool(row_sparse),
         on_nonfinite,
@@ -172,20 +166,31 @@ class _Leaf:
 
 def _trained(guide: AutoGuide, where: Callable[[AutoGuide], PyTree] | None) -> tuple[bool, ...]:
     """Return one flag for each leaf: a fresh lambda that selects the same leaves costs nothing."""
-    leaves, treedef = jax.tree.flatten(guide)
     if where is None:
-        return (True,) * len(leaves)
+        return (True,) * len(jax.tree.leaves(guide))
     if not callable(where):
         raise TypeError(
             "trainable takes a function of the guide that returns the parts to train, such as "
             f"lambda guide: guide.family; got {where!r}."
         )
-    marks = [_Leaf() for _ in leaves]
-    chosen = jax.tree.leaves(where(jax.tree.unflatten(treedef, marks)))
+    marked = jax.tree.map(lambda _: _Leaf(), guide)
+    chosen = jax.tree.leaves(where(marked))
     if not chosen or not all(isinstance(leaf, _Leaf) for leaf in chosen):
         raise ValueError(
             "trainable must return parts of the guide itself, such as lambda guide: guide.family, "
             f"with at least one parameter in them; it returned {chosen or 'none'}."
         )
     selected = {id(leaf) for leaf in chosen}
-    return tuple(id(mark) in selected for mark in marks)
+    return tuple(id(mark) in selected for mark in jax.tree.leaves(marked))
+
+
+def _turned(guide: AutoGuide, trained: tuple[bool, ...], *, can_turn: bool) -> tuple[bool, ...]:
+    """Return one flag for each trained leaf: none if the locations are many or sharded."""
+    marked = jax.tree.map(lambda _: _Leaf(), guide)
+    selected = {id(leaf) for leaf in jax.tree.leaves(marked.family.locations())}
+    marks = zip(jax.tree.leaves(guide), jax.tree.leaves(marked), trained, strict=True)
+    leaves = [(x, id(mark) in selected) for x, mark, is_trained in marks if is_trained]
+    locations = [x for x, is_location in leaves if is_location]
+    fits = sum(x.size for x in locations) <= MAX_TURNED
+    whole = all(axis is None for x in locations for axis in jax.typeof(x).sharding.spec)
+    return tuple(can_turn and fits and whole and is_location for _, is_location in leaves)

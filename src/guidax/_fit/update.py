@@ -72,11 +72,13 @@ class Run(eqx.Module):
         """Return the key of a step."""
         return random.fold_in(self.key, step)
 
-    def transformation(self, step: Int[Array, ""]) -> optax.GradientTransformation:
+    def transformation(
+        self, step: Int[Array, ""], guide: AutoGuide
+    ) -> optax.GradientTransformation:
         """Return the optimizer at a step."""
         # Integers of 32 bits would divide to a float of 32 bits in double precision too.
         progress = (step - self.start).astype(self.rate.dtype) / self.horizon
-        return self.recipe.transformation(self.rate, progress)
+        return self.recipe.transformation(self.rate, progress, guide)
 
 
 def as_int32(x: int) -> Int[Array, ""]:
@@ -89,7 +91,7 @@ def begin(guide: AutoGuide, run: Run) -> Moving:
     """Return the state before the first step. Its guide is a copy, which can be donated."""
     guide = jax.tree.map(lambda x: strong(jnp.copy(x)), guide)
     zero = jnp.zeros((), jnp.int32)
-    transformation, trained = run.transformation(zero), run.recipe.split(guide)[0]
+    transformation, trained = run.transformation(zero, guide), run.recipe.split(guide)[0]
     opt_state = jax.tree.map(strong, _placed(transformation.init(trained), trained))
     last_good = (guide, opt_state) if run.recipe.on_nonfinite == "halve" else None
     return Moving(guide, opt_state, zero, zero - 1, zero, zero, last_good)
@@ -190,7 +192,7 @@ def _require_moments(held: Moving, run: Run) -> None:
         ValueError: If its state for the rows alone would have another shape.
     """
     trained = run.recipe.split(held.guide)[0]
-    fresh = jax.eval_shape(run.transformation(held.step).init, trained)
+    fresh = jax.eval_shape(run.transformation(held.step, held.guide).init, trained)
     shapes = [jax.tree.map(jnp.shape, x) for x in (fresh, held.opt_state)]
     if shapes[0] != shapes[1]:
         raise ValueError(
@@ -207,7 +209,7 @@ def _step_on_all(moving: Moving, run: Run, batch: Batch) -> tuple[Moving, Float[
     leads to it, update and gradient, and compiles it again. The update itself is in no branch:
     there, vmap over an axis of an explicit mesh fails.
     """
-    recipe, transformation = run.recipe, run.transformation(moving.step)
+    recipe, transformation = run.recipe, run.transformation(moving.step, moving.guide)
     trained, fixed = recipe.split(moving.guide)
     key = run.key_at(moving.step)
 

@@ -138,11 +138,11 @@ def _search_on_host(
 
     Nearly always that is the first, and a program without a loop compiles in less time.
     """
-    found = _try(model, batch, key, strategy, np.int32(0), structure)
+    found = _try_once(model, batch, key, strategy, np.int32(0), structure)
     for i in range(1, TRIES):
         if found.ok:
             break
-        found = _try(model, batch, key, strategy, np.int32(i), structure)
+        found = _try_once(model, batch, key, strategy, np.int32(i), structure)
     _raise_for(found)
     return found.params, found.location
 
@@ -157,7 +157,7 @@ def _search(
         found = _try(model, batch, key, strategy, i, structure)
         return found.location, found.ok
 
-    first = _try(model, batch, key, strategy, np.int32(0), structure)
+    first = _try(model, batch, key, strategy, jnp.int32(0), structure)
     # Batched and placed as an attempt is, which an explicit mesh asks for under vmap. XLA folds the
     # attempt itself away.
     blank = jax.tree.map(
@@ -203,7 +203,6 @@ def initial_params(
     return params
 
 
-@functools.partial(jax.jit, static_argnames="structure")
 def _try(
     model: AbstractModel,
     batch: Batch,
@@ -249,6 +248,14 @@ def _try(
         outside=outside,
         leaks={name: _leak(target, u, name) for name in structure.padded},
     )
+
+
+# It runs once, so that compiling it is all that it costs.
+_try_once = jax.jit(
+    _try,
+    static_argnames="structure",
+    compiler_options={"xla_backend_optimization_level": 0},
+)
 
 
 def value_and_gradient(fn: Callable[[Any], tuple[Array, Any]], x: Any) -> tuple[Any, Any]:

@@ -1,0 +1,155 @@
+"""What `fit` does without an optimizer: units, and axes of their own."""
+
+import distrax
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import guidax as gx
+from assertions import distance, identical, precision
+from guidax._fit.default import EVERY, MAX_TURNED, default_optimizer
+
+MEAN = np.array([3.0, -2.0, 0.5])
+
+
+def covariance(condition):
+    """Of a posterior that is long in no coordinate's direction."""
+    axes = np.array([[2.0, 1.0, 2.0], [-2.0, 2.0, 1.0], [-1.0, -2.0, 2.0]]) / 3.0
+    return axes.T @ np.diag([1.0, condition**-0.5, 1.0 / condition]) @ axes
+
+
+def normal(condition):
+    """A model whose posterior is that."""
+    prior = distrax.MultivariateNormalFullCovariance(jnp.asarray(MEAN), covariance(condition))
+    return lambda: gx.sample("z", prior)
+
+
+def adam_along_axes(z, precision_matrix, rates):
+    """Adam in NumPy on `(z - mean)' P (z - mean) / 2`, with a turn at every hundredth step."""
+    m, v, second, axes = np.zeros(3), np.zeros(3), np.zeros((3, 3)), np.eye(3)
+    for i, rate in enumerate(rates, start=1):
+        g = precision_matrix @ (z - MEAN)
+        g *= min(1.0, 10.0 * 1e4 ** ((i - 1) / len(rates)) / np.linalg.norm(g))
+        second = 0.99 * second + 0.01 * np.outer(g, g)
+        if i % 100 == 0:
+            new = np.linalg.eigh(second)[1]
+            m = new.T @ (axes @ m)
+            # The mean square along each axis, as Adam would have it without its debiasing.
+            v = np.diag(new.T @ second @ new) / (1 - 0.99**i) * (1 - 0.999 ** (i - 1))
+            axes = new
+        g = axes.T @ g
+        m, v = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g**2
+        z = z - rate * axes @ (m / (1 - 0.9**i) / (np.sqrt(v / (1 - 0.999**i)) + 1e-8))
+    return z
+
+
+def test_the_axes_turn(key):
+    start = gx.init_to_value({"z": jnp.zeros(3)})
+    guide = gx.AutoDelta(normal(10.0), key=key, init_loc_fn=start)
+    steps = 130  # one turn
+    rates = 0.3 * 0.5 * (1 + np.cos(np.pi * np.arange(steps) / steps))
+    expected = adam_along_axes(np.zeros(3), np.linalg.inv(covariance(10.0)), rates)
+    found = gx.fit(key, guide, steps=steps, progress=False).guide.family.loc["z"]
+    np.testing.assert_allclose(found, expected, rtol=1e4 * precision(), atol=1e4 * precision())
+
+
+def test_correlated_posteriors_are_no_obstacle(key):
+    """Where plain Adam with the same rates and the same clip is still on its way."""
+    model, inverse = normal(1e5), np.linalg.inv(covariance(1e5))
+    steps, objective = 500, gx.ELBO(16)
+    plain = optax.chain(
+        optax.clip_by_global_norm(10.0), optax.adam(optax.cosine_decay_schedule(0.5, steps))
+    )
+
+    def gap(optimizer):
+        """What the location costs in nats, in the mean over eight starts."""
+
+        def fitted(key):
+            options = {"steps": steps, "optimizer": optimizer, "objective": objective}
+            guide = gx.AutoNormal(model, key=key)
+            return gx.fit(key, guide, progress=False, **options).guide.family.loc["z"]
+
+        off = jax.jit(jax.vmap(fitted))(jax.random.split(key, 8)) - MEAN
+        return 0.5 * np.einsum("ni,ij,nj->n", off, inverse, off).mean()
+
+    ours, theirs = gap(None), gap(plain)
+    assert ours < 0.05 and theirs > 10 * ours, (ours, theirs)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [gx.AutoNormal, gx.AutoDiagonalNormal, gx.AutoMultivariateNormal],
+    ids=lambda g: g.__name__,
+)
+def test_a_posterior_may_be_far_and_wide(make, key):
+    """A step of 0.5 alone would go 1,000 in 2,000 steps, and the scale as slowly."""
+
+    def model():
+        gx.sample("z", distrax.Normal(jnp.asarray(1e6, float), 1e4))
+
+    guide = gx.fit(key, make(model, key=key), steps=2000, progress=False).guide
+    (low,), (middle,), (high,) = np.split(
+        np.asarray(guide.quantiles([0.1587, 0.5, 0.8413])["z"]), 3
+    )
+    np.testing.assert_allclose(middle, 1e6, atol=0.1 * 1e4)
+    np.testing.assert_allclose((high - low) / 2, 1e4, rtol=0.1)
+
+
+def members(turned):
+    """Three members' gradients, states and optimizers."""
+    params = jnp.ones((3, 4))
+
+    def update(params, gradients):
+        rate, progress = jnp.asarray(0.1), jnp.asarray(0.0)
+        optimizer = default_optimizer(rate, progress, jnp.ones_like(params), (turned,))
+        return optimizer.update(gradients, optimizer.init(params), params)
+
+    return jax.make_jaxpr(jax.vmap(update))(params, params)
+
+
+def test_members_of_an_ensemble_turn_only_when_it_is_due():
+    """A branch would be a selection under vmap, and `eigh` run at every step."""
+    jaxpr = members(turned=True).jaxpr
+    top = [equation.primitive.name for equation in jaxpr.eqns]
+    assert "while" in top and "eigh" not in str(
+        [e for e in jaxpr.eqns if e.primitive.name != "while"]
+    )
+    assert "eigh" in str(jaxpr)
+    assert "eigh" not in str(members(turned=False))
+
+
+def turns(result):
+    """Whether the optimizer of a fit has axes."""
+    return any(hasattr(state, "axes") for state in result.state.moving.opt_state)
+
+
+def test_when_nothing_is_turned(key):
+    def model(size):
+        gx.sample("z", distrax.Normal(jnp.zeros(size), 1.0))
+
+    def run(size, **options):
+        guide = gx.AutoNormal(lambda: model(size), key=key)
+        return gx.fit(key, guide, steps=1, progress=False, **options)
+
+    assert turns(run(MAX_TURNED)) and not turns(run(MAX_TURNED + 1))
+    assert not turns(run(3, optimizer=optax.adam))
+    assert not turns(run(3, trainable=lambda guide: guide.family.raw_scale))
+    assert turns(run(3, trainable=lambda guide: guide.family.loc))
+
+
+def test_a_resumed_fit_keeps_its_axes(key):
+    guide = gx.AutoNormal(normal(10.0), key=key)
+    schedule = optax.constant_schedule(0.1)
+
+    def run(steps):
+        return gx.fit(key, guide, steps=steps, learning_rate=schedule, progress=False)
+
+    first = run(EVERY + 20)
+    axes = next(s.axes for s in first.state.moving.opt_state if hasattr(s, "axes"))
+    assert distance(axes @ axes.T, jnp.eye(3)) < 1e3 * precision()
+    assert distance(axes, jnp.eye(3)) > 0.1
+    again = first.resume(steps=1, progress=False)
+    kept = next(s.axes for s in again.state.moving.opt_state if hasattr(s, "axes"))
+    assert identical(kept, axes)
