@@ -24,6 +24,7 @@ import numpy as np
 import numpyro
 import optax
 import scipy.optimize
+import scipy.stats
 from first_fit import environment
 from jax import random
 from numpyro.infer import SVI, Trace_ELBO, autoguide
@@ -220,6 +221,30 @@ def print_comparison(row):
     print(f"{row['posterior']:27}{row['guide']:30}{cells}", flush=True)
 
 
+def p_values(rows):
+    """Return, for each error of each row, how likely equal sides would favour NumPyro so far.
+
+    Welch's test, from the means and standard errors over the seeds.
+    """
+    found = []
+    for row in rows:
+        for field, label in [("mean", "mean"), ("log_sd", "s.d.")]:
+            if not exceeds(row, field):
+                continue
+            sides = [row[side] for side in ("guidax", "numpyro")]
+            counts = [SEEDS - len(side["failures"]) for side in sides]
+            means, errors = zip(*(side[field] for side in sides), strict=True)
+            if min(counts) < 2 or not any(errors):
+                continue
+            spreads = [error * np.sqrt(n) for error, n in zip(errors, counts, strict=True)]
+            test = scipy.stats.ttest_ind_from_stats(
+                means[0], spreads[0], counts[0], means[1], spreads[1], counts[1],
+                equal_var=False, alternative="greater",
+            )  # fmt: skip
+            found.append((float(test.pvalue), f"{row['posterior']}, {row['guide']}, {label}"))
+    return sorted(found)
+
+
 def print_verdicts(rows):
     for field, label in [("mean", "mean"), ("log_sd", "s.d.")]:
         signs = [exceeds(row, field) for row in rows]
@@ -227,6 +252,14 @@ def print_verdicts(rows):
             f"{label}: guidax's error is the smaller by more than the larger standard error in "
             f"{signs.count('<')} rows, NumPyro's in {signs.count('>')}, neither in "
             f"{signs.count('=')}."
+        )
+    if found := p_values(rows):
+        smallest, where = found[0]
+        uniform = scipy.stats.kstest([p for p, _ in found], "uniform").pvalue
+        print(
+            f"{len(found)} one-sided tests that guidax's error is the greater: smallest p "
+            f"{smallest:.4f} ({where}), {min(1.0, smallest * len(found)):.2f} after Bonferroni; "
+            f"they look uniform, as those of equal sides do, with p {uniform:.2f}."
         )
     for row in rows:
         for side in ("guidax", "numpyro"):

