@@ -97,6 +97,17 @@ def test_a_posterior_may_be_far_and_wide(make, key):
     np.testing.assert_allclose((high - low) / 2, 1e4, rtol=0.1)
 
 
+def test_more_coordinates_take_smaller_steps(key):
+    def rate(make, size):
+        model = lambda: gx.sample("z", distrax.Normal(jnp.zeros(size), 1.0))  # noqa: E731
+        return make(model, key=key).learning_rate
+
+    for make in (gx.AutoNormal, gx.AutoDiagonalNormal):
+        np.testing.assert_allclose(
+            [rate(make, size) for size in (1, 30, 120, 750, 3000)], [0.5, 0.5, 0.25, 0.1, 0.1]
+        )
+
+
 def members(turned):
     """Three members' gradients, states and optimizers."""
     params = jnp.ones((3, 4))

@@ -15,8 +15,8 @@ from .._model.trace import LatentSpec
 from .._numerics import filled_like, log_normal
 from .._types import Key
 from .flat import AbstractFlatNormal, standard_normal
-from .normal import raw_scale_of, units_of_normal
-from .vector import ravel
+from .normal import rate_of_normals, raw_scale_of, units_of_normal
+from .vector import ravel, size_of
 
 
 class DiagonalNormal(AbstractFlatNormal):
@@ -42,8 +42,8 @@ class DiagonalNormal(AbstractFlatNormal):
 
     @property
     def learning_rate(self) -> float:
-        """0.5, as for independent normals site by site."""
-        return 0.5
+        """That of `rate_of_normals`, as for independent normals site by site."""
+        return rate_of_normals(size_of(self.sites))
 
     def units(self) -> Any:
         """Return those of independent normals."""

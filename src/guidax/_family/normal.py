@@ -17,6 +17,7 @@ from .._numerics import HALF_LOG_2PI, filled_like, inverse_softplus, log_normal
 from .._types import Key
 from .base import AbstractFamily
 from .noise import site_noise
+from .vector import size_of
 
 SCALE_UNIT = 0.2  # of the logarithm of a scale: the means' steps go by it, so it moves more slowly
 
@@ -45,8 +46,8 @@ class MeanFieldNormal(AbstractFamily):
 
     @property
     def learning_rate(self) -> float:
-        """0.5, for independent normals in units of their own (measured on posteriordb)."""
-        return 0.5
+        """That of `rate_of_normals`."""
+        return rate_of_normals(size_of(self.sites))
 
     def units(self) -> Any:
         """Return those of `units_of_normal`, for every site."""
@@ -130,6 +131,15 @@ def raw_scale_of(init_scale: float) -> float:
             f"number; got {init_scale!r}. Try 0.1."
         )
     return inverse_softplus(float(init_scale))
+
+
+def rate_of_normals(dim: int) -> float:
+    """Return a learning rate for independent normals, in units of their own.
+
+    0.5 for up to 30 coordinates (measured on posteriordb), falling to 0.1 for 750 and more: the
+    noise that a rate leaves behind costs nats by the coordinate.
+    """
+    return max(0.1, 0.5 * min(1.0, (30 / dim) ** 0.5))
 
 
 def units_of_normal(raw_scale: Array) -> tuple[Array, Array]:
