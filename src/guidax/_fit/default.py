@@ -82,7 +82,7 @@ class _TurnedState(NamedTuple):
         axes: The axes, in columns: eigenvectors of `second` at the last turn.
     """
 
-    adam: optax.ScaleByAdamState
+    adam: Any  # optax.ScaleByAdamState
     second: Float[Array, "dim dim"]
     axes: Float[Array, "dim dim"]
 
@@ -107,7 +107,7 @@ def _turn(
         return _TurnedState(adam.init(params), jnp.zeros_like(eye), eye)
 
     def update(
-        updates: PyTree, state: _TurnedState, params: PyTree | None = None
+        updates: PyTree, state: Any, params: PyTree | None = None
     ) -> tuple[PyTree, _TurnedState]:
         del params
         gradient = _vector(updates, turned)
@@ -119,20 +119,25 @@ def _turn(
             square, axes = jnp.linalg.eigh(second, symmetrize_input=False)
             square = jnp.maximum(square, jnp.finfo(square.dtype).eps * square[-1])  # rounding
             weight = (1 - SQUARE_DECAY**count) / (1 - MEMORY ** (count + 1))  # Adam will debias
-            square = (weight * square).astype(square.dtype)
-            return _Axes(jnp.array(False), axes, axes.T @ (old.axes @ old.mean), square)
+            square = jnp.asarray(weight * square, square.dtype)
+            return _Axes(jnp.array(False), axes, _times(axes.T, _times(old.axes, old.mean)), square)
 
         is_due = (count + 1) % EVERY == 0
         # A loop, not lax.cond: under vmap a branch becomes a selection, which turns at every step.
         now = lax.while_loop(lambda now: now.is_due, turn, _Axes(is_due, state.axes, mean, square))
         moments = [_replace(x, turned, v) for x, v in zip(state.adam[1:], now[2:], strict=True)]
         before = optax.ScaleByAdamState(count, *moments)
-        along = _replace(updates, turned, now.axes.T @ gradient)
+        along = _replace(updates, turned, _times(now.axes.T, gradient))
         updates, after = adam.update(along, before)
-        step = now.axes @ _vector(updates, turned)
+        step = _times(now.axes, _vector(updates, turned))
         return _replace(updates, turned, step), _TurnedState(after, second, now.axes)
 
     return optax.GradientTransformation(init, update)
+
+
+def _times(matrix: Float[Array, "m n"], vector: Float[Array, " n"]) -> Float[Array, " m"]:
+    """Return the product in full precision, which accelerators do not take by themselves."""
+    return jnp.matmul(matrix, vector, precision=lax.Precision.HIGHEST)
 
 
 def _vector(tree: PyTree, turned: tuple[bool, ...]) -> Float[Array, " dim"]:
