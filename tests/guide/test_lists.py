@@ -175,7 +175,7 @@ def test_a_laplace_part(key):
     # The precision of b given a is 1 + 1 / 0.25; its mode, given a, solves 5 b = 4 (1 - a).
     np.testing.assert_allclose(normal[1].family.marginal_scale(), 5**-0.5, rtol=1e-4)
     a, b = (float(fitted.median(data)[n]) for n in "ab")
-    assert abs(b - 0.8 * (1 - a)) < 0.02
+    assert abs(b - 0.8 * (1 - a)) < 0.05  # the point shakes with the noise of a
     draws = fitted.sample_posterior(key, data, sample_shape=(5000,))
     assert float(draws["b"].std()) == pytest.approx(5**-0.5, rel=0.05)
 
