@@ -262,7 +262,7 @@ def print_verdicts(rows):
         print(
             f"{len(found)} one-sided tests that guidax's error is the greater: smallest p "
             f"{smallest:.4f} ({where}), {min(1.0, smallest * len(found)):.2f} after Bonferroni; "
-            f"they look uniform, as those of equal sides do, with p {uniform:.2f}."
+            f"that they are uniform, as those of equal sides are: p {uniform:.2f}."
         )
     for row in rows:
         for side in ("guidax", "numpyro"):

@@ -109,15 +109,11 @@ def test_more_coordinates_take_smaller_steps(key):
 
 
 def members(turned):
-    """Three members' gradients, states and optimizers."""
+    """An update of three members, each of which counts its own steps."""
     params = jnp.ones((3, 4))
-
-    def update(params, gradients):
-        rate, progress = jnp.asarray(0.1), jnp.asarray(0.0)
-        optimizer = default_optimizer(rate, progress, jnp.ones_like(params), (turned,))
-        return optimizer.update(gradients, optimizer.init(params), params)
-
-    return jax.make_jaxpr(jax.vmap(update))(params, params)
+    rate, progress = jnp.asarray(0.1), jnp.asarray(0.0)
+    optimizer = default_optimizer(rate, progress, jnp.ones(4), (turned,))
+    return jax.make_jaxpr(jax.vmap(optimizer.update))(params, jax.vmap(optimizer.init)(params))
 
 
 def test_members_of_an_ensemble_turn_only_when_it_is_due():

@@ -53,7 +53,7 @@ class AbstractFamily(eqx.Module):
         return jax.tree.map(jnp.ones_like, self)
 
     def locations(self) -> Any:
-        """Return the parameters that say where the mass lies, in units of their own.
+        """Return the parameters that say where the mass lies, as a tree of leaves of this family.
 
         `fit`'s default optimizer moves them, if they are few, along the axes of their gradient.
         """

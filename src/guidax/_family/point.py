@@ -34,7 +34,7 @@ class Point(AbstractFamily):
 
     @property
     def learning_rate(self) -> float:
-        """0.3, as for independent normals."""
+        """0.3: safe for points, also from far away (measured on posteriordb)."""
         return 0.3
 
     def locations(self) -> Any:
