@@ -127,7 +127,8 @@ def test_a_finished_run_returns_its_result_without_a_step(guide, plain, finished
     def refuse(*args, **kwargs):
         raise AssertionError("a step is taken")
 
-    monkeypatch.setattr("guidax._fit.source.advance_in_place", refuse)
+    for name in ("advance_in_place", "advance_unguarded"):
+        monkeypatch.setattr(f"guidax._fit.source.{name}", refuse)
     before = {path: path.stat().st_mtime_ns for path in finished.iterdir()}
     result = run(guide, checkpoint=gx.Checkpoint(finished, every=20, keep=5))
     assert same(result, plain)

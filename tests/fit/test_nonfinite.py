@@ -111,6 +111,75 @@ def test_members_of_an_ensemble_skip_by_themselves(guide, key):
     assert distance(jax.tree.map(lambda x: x[1], many.guide), guide) == 0
 
 
+@jax.custom_jvp
+def steep_above_one(x):
+    """Return x, with a slope that is infinite above 1."""
+    return x
+
+
+@steep_above_one.defjvp
+def _steep_above_one_jvp(primals, tangents):
+    (x,), (x_dot,) = primals, tangents
+    return x, jnp.where(x > 1.0, jnp.inf, 1.0) * x_dot
+
+
+def sometimes_steep():
+    x = gx.sample("x", distrax.Normal(jnp.zeros(()), 1.0))
+    gx.factor("steep", steep_above_one(x))
+
+
+def sometimes_undefined():
+    x = gx.sample("x", distrax.Normal(jnp.zeros(()), 1.0))
+    gx.factor("undefined", jnp.where(x > 1.0, jnp.nan, 0.0))
+
+
+def first_draw_above_one(guide, key, steps=1_000):
+    """Return the first step whose draw is above 1, if the parameters hardly move."""
+    keys = jax.vmap(lambda step: jax.random.fold_in(key, step))(jnp.arange(steps))
+    losses = jax.vmap(lambda k: gx.ELBO()(guide, k))(keys)
+    return int(np.argmax(~np.isfinite(losses)))
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        optax.sgd(1e-9),
+        optax.chain(optax.clip(1.0), optax.sgd(1e-9)),  # makes 1 of an infinite gradient
+        optax.chain(optax.zero_nans(), optax.clip(1.0), optax.sgd(1e-9)),
+        optax.set_to_zero(),  # takes no notice at all
+    ],
+    ids=["plain", "clipped", "zeroed", "unused"],
+)
+def test_a_gradient_is_judged_whatever_the_optimizer_makes_of_it(optimizer, key):
+    options = {"key": key, "init_loc_fn": gx.init_to_value({"x": 0.0}), "init_scale": 0.5}
+    expected = first_draw_above_one(gx.AutoNormal(sometimes_undefined, **options), key)
+    assert expected > 3
+    guide = gx.AutoNormal(sometimes_steep, **options)
+    with pytest.raises(gx.NonFiniteError) as caught:
+        gx.fit(key, guide, steps=1_000, optimizer=optimizer, progress=False)
+    assert caught.value.step == expected == int(caught.value.result.first_bad_step)
+    assert np.all(np.isfinite(caught.value.result.losses))
+    assert distance(caught.value.result.guide, guide) < 1e-6
+
+
+def test_the_last_bit_does_not_depend_on_how_steps_are_cut(key):
+    """Steps up to the first bad one are taken by another program than those after it."""
+    options = {"init_loc_fn": gx.init_to_value({"x": 0.0}), "init_scale": 0.5}
+    guide = gx.AutoNormal(sometimes_undefined, key=key, **options)
+    fit = functools.partial(
+        gx.fit, key, guide, on_nonfinite="skip", **OPTIONS | {"learning_rate": 0.003}
+    )
+    with pytest.warns(UserWarning, match="of 60 steps were not finite"):
+        whole = fit(steps=60)
+    assert int(whole.first_bad_step) > 2 and int(whole.num_bad_steps) > 1
+    for cut in (1, int(whole.first_bad_step), int(whole.first_bad_step) + 1, 59):
+        with pytest.warns(UserWarning, match="not finite"):
+            result = fit(steps=cut).resume(steps=60 - cut, progress=False)
+        assert jax.tree.all(jax.tree.map(jnp.array_equal, result.guide, whole.guide))
+        assert int(result.num_bad_steps) == int(whole.num_bad_steps)
+        np.testing.assert_array_equal(result.losses, whole.losses[cut:])
+
+
 def test_another_policy_is_refused(guide, key):
     with pytest.raises((ValueError, TypeCheckError), match="halve"):
         gx.fit(key, guide, Y, steps=1, on_nonfinite="ignore")

@@ -12,10 +12,11 @@ import numpy as np
 from .._guide.guide import AutoGuide
 from .._model.batch import Batch, Shapes, as_batch
 from .caller import warn_caller
-from .update import Moving, Run, advance_in_place, as_int32
+from .update import Moving, Run, advance_in_place, advance_unguarded, as_int32
 from .window import require_distinct
 
 CAPACITY = 1000  # of one dispatch: the same for all runs, so that they share a program
+MAX_KEPT = 1_000_000  # parameters of a guide of which a second copy costs next to nothing
 
 
 class AbstractSource(abc.ABC):
@@ -41,13 +42,58 @@ class OneBatch(AbstractSource):
         self._batch = batch
 
     def stride(self, moving: Moving, run: Run, n: int) -> tuple[Moving, np.ndarray]:
-        """Take `n` steps in one dispatch."""
+        """Take `n` steps in one dispatch.
+
+        Those up to the first bad step of a run are taken without a guard, from a state that is
+        kept; where a stride meets a bad step it is done again, up to it. So which program takes a
+        step does not depend on how steps are cut into strides, nor does its last bit.
+        """
+        before = np.zeros(0)
+        if _is_worth_trying(moving, run):
+            after, losses, is_finite = self._try(moving, run, n)
+            if is_finite:
+                return after, losses
+            moving, before = self._up_to_first_bad(moving, run, losses)
+            n -= len(before)
         moving, losses = advance_in_place(moving, run, self._batch, as_int32(n), capacity=CAPACITY)
-        return moving, np.asarray(losses)[:n]  # on the host: a slice on the device would compile
+        losses = np.asarray(losses)[:n]  # on the host: a slice on the device would compile
+        return moving, np.concatenate([before, losses])
+
+    def _try(self, moving: Moving, run: Run, n: int) -> tuple[Moving, np.ndarray, bool]:
+        after, losses, is_finite = advance_unguarded(
+            moving, run, self._batch, as_int32(n), capacity=CAPACITY
+        )
+        return after, np.asarray(losses)[:n], bool(is_finite)
+
+    def _up_to_first_bad(
+        self, moving: Moving, run: Run, losses: np.ndarray
+    ) -> tuple[Moving, np.ndarray]:
+        """Return state and losses before the first bad step of a stride that has one."""
+        bad = ~np.isfinite(losses)
+        # A parameter may be bad a step before the loss shows it, and need not show in it at all.
+        low, high = 0, int(np.argmax(bad)) if bad.any() else len(losses) - 1
+        found = moving, losses[:0]
+        trial = high
+        while low < high:
+            after, taken, is_finite = self._try(moving, run, trial)
+            if is_finite:
+                low, found = trial, (after, taken)
+            else:
+                high = trial - 1
+            trial = (low + high + 1) // 2
+        return found
 
     def batch_of(self, offset: int) -> Batch:
         """Return the one batch."""
         return self._batch
+
+
+def _is_worth_trying(moving: Moving, run: Run) -> bool:
+    """Say whether to take steps without a guard: what a bad step spoils must be kept beside it."""
+    recipe = run.recipe
+    if recipe.row_sparse or recipe.on_nonfinite == "halve" or int(moving.num_bad_steps):
+        return False
+    return sum(x.size for x in jax.tree.leaves(moving.guide)) <= MAX_KEPT
 
 
 class Batches(AbstractSource):

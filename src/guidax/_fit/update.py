@@ -138,6 +138,26 @@ advance_in_place = jax.jit(_advance, static_argnames="capacity", donate_argnames
 
 
 @functools.partial(jax.jit, static_argnames="capacity")
+def advance_unguarded(
+    moving: Moving, run: Run, batch: Batch, n: Int[Array, ""], *, capacity: int
+) -> tuple[Moving, Float[Array, " capacity"], Bool[Array, ""]]:
+    """Take `n` steps, and say whether each was finite; if not, what else is returned is no result.
+
+    No step is looked at by itself, which saves a small guide a good part of its time: what is not
+    finite in a parameter stays so, and `_moved` puts there what is not finite in a gradient.
+    """
+
+    def body(i: Array, carry: tuple[Moving, Array]) -> tuple[Moving, Array]:
+        moving, loss = _moved(carry[0], run, batch)
+        return moving, carry[1].at[i].set(loss)
+
+    losses = jnp.full((capacity,), jnp.nan, float)
+    moving, losses = lax.fori_loop(0, n, body, (moving, losses))
+    is_finite = jnp.isfinite(losses) | (jnp.arange(capacity) >= n)
+    return moving, losses, jnp.all(is_finite) & all_finite(moving.guide)
+
+
+@functools.partial(jax.jit, static_argnames="capacity")
 def advance(
     moving: Moving, run: Run, batch: Batch, n: Int[Array, ""], *, capacity: int
 ) -> tuple[Moving, Float[Array, " capacity"]]:
@@ -209,6 +229,19 @@ def _step_on_all(moving: Moving, run: Run, batch: Batch) -> tuple[Moving, Float[
     leads to it, update and gradient, and compiles it again. The update itself is in no branch:
     there, vmap over an axis of an explicit mesh fails.
     """
+    moved, loss = _moved(moving, run, batch)
+    alive = moving.streak < run.recipe.patience
+    good = alive & jnp.isfinite(loss) & all_finite(moved.guide)
+    kept = _after_bad_step(moving, alive, run.recipe)
+    return lax.cond(good, lambda: moved, lambda: kept), jnp.where(alive, loss, jnp.nan)
+
+
+def _moved(moving: Moving, run: Run, batch: Batch) -> tuple[Moving, Float[Array, ""]]:
+    """Return the state after one more step, and its loss, if all is finite.
+
+    Where a gradient is not finite, the parameter is not finite either, whatever the optimizer makes
+    of it: zero times the gradient is added to the update.
+    """
     recipe, transformation = run.recipe, run.transformation(moving.step, moving.guide)
     trained, fixed = recipe.split(moving.guide)
     key = run.key_at(moving.step)
@@ -217,29 +250,22 @@ def _step_on_all(moving: Moving, run: Run, batch: Batch) -> tuple[Moving, Float[
         return run.objective.loss(eqx.combine(trained, fixed), key, batch)
 
     loss, grads = _value_and_grad(loss_of, trained, forward_mode=recipe.forward_mode)
-    alive = moving.streak < recipe.patience
-    good = alive & all_finite((loss, grads))
-    # A border for XLA, as below; what a bad step hands on is thrown away.
-    grads = lax.cond(good, lambda: grads, lambda: trained)
     updates, opt_state = optax.with_extra_args_support(transformation).update(
         grads, moving.opt_state, trained, value=loss, grad=grads, value_fn=loss_of
     )
     if recipe.on_nonfinite == "halve":
         share = 0.5 ** moving.num_bad_steps.astype(run.rate.dtype)
         updates = jax.tree.map(lambda u: (share * u).astype(u.dtype), updates)
-    new = optax.apply_updates(trained, updates)
-    good &= all_finite(new)
+    updates = jax.tree.map(lambda u, g: u + (0 * g).astype(u.dtype), updates, grads)
     moved = dataclasses.replace(
         moving,
-        guide=eqx.combine(new, fixed),
+        guide=eqx.combine(optax.apply_updates(trained, updates), fixed),
         opt_state=opt_state,
         step=moving.step + 1,
         streak=jnp.zeros_like(moving.streak),
         last_good=moving.last_good and (moving.guide, moving.opt_state),
     )
-    moved = jax.tree.map(lambda x, old: x.astype(old.dtype), moved, moving)
-    kept = _after_bad_step(moving, alive, recipe)
-    return lax.cond(good, lambda: moved, lambda: kept), jnp.where(alive, loss, jnp.nan)
+    return jax.tree.map(lambda x, old: x.astype(old.dtype), moved, moving), loss
 
 
 def _after_bad_step(moving: Moving, alive: Bool[Array, ""], recipe: Recipe) -> Moving:
