@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import functools
 import math
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +13,8 @@ import numpy as np
 from jax import core
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, PyTree
+
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)
 
@@ -56,3 +59,23 @@ def all_finite(tree: PyTree) -> Bool[Array, ""]:
 def is_traced(tree: Any) -> bool:
     """Say whether any leaf is a tracer, so that its value is not known in Python."""
     return any(isinstance(x, core.Tracer) for x in jax.tree.leaves(tree))
+
+
+def jit_once(function: Function, **options: Any) -> Function:
+    """Jit a function that is called a few times, so that compiling it is what it costs.
+
+    XLA's back end hardly optimises it. Inside a transformation, where such an option is an error,
+    it is part of the caller's program.
+
+    Args:
+        function: The function.
+        **options: As of `jax.jit`.
+    """
+    compiled = jax.jit(function, compiler_options={"xla_backend_optimization_level": 0}, **options)
+
+    @functools.wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        probe = from_host(np.int32(0))  # a tracer under jit, where the arguments may be constants
+        return (function if is_traced((probe, args, kwargs)) else compiled)(*args, **kwargs)
+
+    return call  # type: ignore[return-value]

@@ -56,6 +56,15 @@ def test_a_second_script_traces_nothing(first, options):
     assert new_traces(lambda: script(**options)) == 0
 
 
+def test_a_program_may_hold_all_it_needs(first, key):
+    """Keys and data are constants of a program without arguments, not its inputs."""
+    losses = jax.jit(lambda: script().losses)()
+    np.testing.assert_allclose(losses, first[0].losses, rtol=1e-5)
+    flow = gx.AutoRealNVPNormal(regression, X, y, key=key, num_flows=2)
+    inside = jax.jit(lambda: gx.AutoRealNVPNormal(regression, X, y, key=key, num_flows=2))()
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), inside, flow)
+
+
 def test_resume_traces_nothing(first):
     result = first[0]
     assert new_traces(lambda: result.resume(X, y, steps=9, progress=False)) == 0

@@ -17,7 +17,7 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from .._guide.guide import AutoGuide
 from .._model.batch import Batch
-from .._numerics import all_finite, from_host, strong
+from .._numerics import all_finite, from_host, jit_once, strong
 from .._objective.base import AbstractObjective
 from .._types import Key
 from .recipe import Recipe
@@ -86,7 +86,7 @@ def as_int32(x: int) -> Int[Array, ""]:
     return from_host(np.int32(x))
 
 
-@jax.jit
+@jit_once
 def begin(guide: AutoGuide, run: Run) -> Moving:
     """Return the state before the first step. Its guide is a copy, which can be donated."""
     guide = jax.tree.map(lambda x: strong(jnp.copy(x)), guide)

@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Array, DTypeLike, Float
 
 from .._model.static import Static
+from .._numerics import jit_once
 from .._types import Key
 
 _BIAS_SCALE = 0.01
@@ -78,7 +79,7 @@ def _masked(weight: Array, mask: np.ndarray | None) -> Array:
     return weight if mask is None else weight * mask.astype(weight.dtype)
 
 
-@functools.partial(jax.jit, static_argnames=("widths", "dtype"))
+@functools.partial(jit_once, static_argnames=("widths", "dtype"))
 def _initial(key: Key, widths: tuple[int, ...], dtype: np.dtype) -> tuple[Any, Any]:
     """Draw the weights with one generator call, which is what costs compilation."""
     shapes = [(m + 1, n) for m, n in zip(widths[:-2], widths[1:-1], strict=True)]

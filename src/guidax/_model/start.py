@@ -14,7 +14,7 @@ import numpy as np
 from jax import lax, random
 from jaxtyping import Array, Bool, Float, Int
 
-from .._numerics import all_finite, from_host, is_traced, strong
+from .._numerics import all_finite, from_host, is_traced, jit_once, strong
 from .._types import Key
 from .batch import Batch
 from .indices import drawable_plates, refusal
@@ -138,11 +138,11 @@ def _search_on_host(
 
     Nearly always that is the first, and a program without a loop compiles in less time.
     """
-    found = _try_once(model, batch, key, strategy, np.int32(0), structure)
+    found = _try_once(model, batch, key, strategy, from_host(np.int32(0)), structure)
     for i in range(1, TRIES):
         if found.ok:
             break
-        found = _try_once(model, batch, key, strategy, np.int32(i), structure)
+        found = _try_once(model, batch, key, strategy, from_host(np.int32(i)), structure)
     _raise_for(found)
     return found.params, found.location
 
@@ -250,12 +250,7 @@ def _try(
     )
 
 
-# It runs once, so that compiling it is all that it costs.
-_try_once = jax.jit(
-    _try,
-    static_argnames="structure",
-    compiler_options={"xla_backend_optimization_level": 0},
-)
+_try_once = jit_once(_try, static_argnames="structure")
 
 
 def value_and_gradient(fn: Callable[[Any], tuple[Array, Any]], x: Any) -> tuple[Any, Any]:
