@@ -1,21 +1,27 @@
 """Settings that every test shares."""
 
 import os
+from importlib import metadata
+
+# Compilation is what the tests wait for, and without XLA's costly passes they wait a third less.
+# `nox -s untyped` runs the programs that users run.
+is_hasty = "JAX_DISABLE_MOST_OPTIMIZATIONS" not in os.environ
 
 # Eight devices, simulated where there are none, for the tests of shardings.
-os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
+flags = ["--xla_force_host_platform_device_count=8"]
+if is_hasty and metadata.version("jaxlib").startswith("0.10."):
+    flags.append("--xla_cpu_use_fusion_emitters=false")  # halves compilation; gone in later ones
+os.environ.setdefault("XLA_FLAGS", " ".join(flags))
 
 import jax
 import pytest
 
+if is_hasty:
+    jax.config.update("jax_disable_most_optimizations", True)
+
 # Double precision, unless the environment has said otherwise (`nox -s float32` does).
 if "JAX_ENABLE_X64" not in os.environ:
     jax.config.update("jax_enable_x64", True)
-
-# Compilation is what the tests wait for, and without XLA's costly passes they wait a third less.
-# `nox -s untyped` runs the programs that users run.
-if "JAX_DISABLE_MOST_OPTIMIZATIONS" not in os.environ:
-    jax.config.update("jax_disable_most_optimizations", True)
 
 
 @pytest.fixture(scope="module", autouse=True)
