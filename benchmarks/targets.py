@@ -22,6 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro
 import optax
+import scipy.stats
 from first_fit import environment
 from jax import lax, random
 from jax.flatten_util import ravel_pytree
@@ -59,6 +60,7 @@ _cholesky = {"base_dist": "cholesky"}
 _unit = {"eta_max": 1.0}
 _whitened = {"whiten": True}
 _kick = {"max_kick": 5.0}
+_flow = {"base_dist": gx.AutoIAFNormal}
 for _k in (8, 32):
     for _label, _options in {
         "": {},
@@ -66,11 +68,12 @@ for _k in (8, 32):
         " cholesky": _cholesky,
         " cholesky eta_max=1": _cholesky | _unit,
         " max_kick=5": _kick,
+        " eta_max=1 max_kick=5": _unit | _kick,
         " whitened eta_max=1": _whitened | _unit,
         " cholesky whitened": _cholesky | _whitened,
         " cholesky whitened eta_max=1": _cholesky | _whitened | _unit,
         " cholesky whitened eta_max=1 max_kick=5": _cholesky | _whitened | _unit | _kick,
-        " IAF whitened eta_max=1": {"base_dist": gx.AutoIAFNormal} | _whitened | _unit,
+        " IAF whitened eta_max=1 max_kick=5": _flow | _whitened | _unit | _kick,
     }.items():
         ROWS[f"AutoDAIS{_label} K={_k}"] = Row(
             "AutoDAIS",
@@ -161,13 +164,14 @@ def elbos_of_numpyro(row, model, data, steps, starts):
 
 
 def summary_of(elbos, log_z, seconds):
-    """Return mean, standard error and worst of the gaps, in nats."""
-    gaps = log_z - np.asarray(elbos)
+    """Return mean and standard error of the gaps, in nats, and how many fits were not finite."""
+    gaps = log_z - elbos[np.isfinite(elbos)]
     error = gaps.std(ddof=1) / np.sqrt(len(gaps)) if len(gaps) > 1 else 0.0
     return {
-        "gap": float(gaps.mean()),
+        "gap": float(gaps.mean()) if len(gaps) else None,
         "error": float(error),
         "gaps": gaps.tolist(),
+        "failures": len(elbos) - len(gaps),
         "seconds": seconds,
     }
 
@@ -191,42 +195,78 @@ def measure(target_name, label, data, options):
 
 def shown(summary):
     if summary is None:
-        return f"{'':26}"
+        return ""
+    failures = f"{summary['failures']} failed" if summary["failures"] else ""
+    if not summary["gaps"]:
+        return f"{'':25} {failures:8}"
     text = f"{summary['gap']:.3f} ±{summary['error']:.3f}"
-    return f"{text:>16} {max(summary['gaps']):9.3f}"
+    return f"{text:>16} {max(summary['gaps']):8.3f} {failures:8}"
 
 
 def verdict(row):
-    """Say whose gap is the greater by more than the larger standard error, if anyone's."""
+    """Say whose gap is the greater by more than the larger standard error, if anyone's.
+
+    Or who has more fits that were not finite.
+    """
     if "numpyro" not in row:
         return ""
     ours, theirs = row["guidax"], row["numpyro"]
+    if ours["failures"] != theirs["failures"]:
+        return "<" if ours["failures"] < theirs["failures"] else ">"
     margin = max(ours["error"], theirs["error"])
     difference = ours["gap"] - theirs["gap"]
-    if not np.isfinite(difference):
-        return ""
     return "<" if difference < -margin else ">" if difference > margin else "="
 
 
 def print_row(row):
     ours, theirs = shown(row["guidax"]), shown(row.get("numpyro"))
-    print(f"{row['target']:14}{row['guide']:42}{ours} {verdict(row):1} {theirs}", flush=True)
+    print(f"{row['target']:14}{row['guide']:44}{ours:34} {verdict(row):1} {theirs}", flush=True)
+
+
+def settings_of(options):
+    return {
+        "steps": options.steps,
+        "seeds": options.seeds,
+        "learning_rate": RATE,
+        "clip_norm": CLIP_NORM,
+        "particles": PARTICLES,
+        "elbo_draws": ELBO_DRAWS,
+    }
+
+
+def read(options):
+    """Return the rows that the file has, if it is there."""
+    if not (options.json and Path(options.json).exists()):
+        return []
+    found = json.loads(Path(options.json).read_text(encoding="utf-8"))
+    if found["settings"] != settings_of(options) or found["versions"] != environment()["versions"]:
+        raise SystemExit(f"{options.json} holds rows of other settings or versions: name another.")
+    return found["rows"]
 
 
 def write(options, rows):
-    """Write all rows so far: a run that is cut off keeps what it has."""
+    """Write all rows so far, in their order: a run that is cut off goes on."""
     if options.json:
-        settings = {
-            "steps": options.steps,
-            "seeds": options.seeds,
-            "learning_rate": RATE,
-            "clip_norm": CLIP_NORM,
-            "particles": PARTICLES,
-            "elbo_draws": ELBO_DRAWS,
-        }
-        with open(options.json, "w", encoding="utf-8") as file:
-            json.dump({**environment(), "settings": settings, "rows": rows}, file, indent=1)
-            file.write("\n")
+        places = [(target, label) for target in TARGETS for label in ROWS]
+        ordered = sorted(rows, key=lambda row: places.index((row["target"], row["guide"])))
+        found = {**environment(), "settings": settings_of(options), "rows": ordered}
+        Path(options.json).write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+
+
+def smallest_p_value(rows):
+    """Return how likely equal sides would favour NumPyro so far in any row, and where.
+
+    Welch's test of each row where NumPyro's gap is the smaller, after Bonferroni's correction.
+    """
+    found = []
+    for row in rows:
+        if "numpyro" in row and row["guidax"]["gap"] > row["numpyro"]["gap"]:
+            sides = (row["guidax"]["gaps"], row["numpyro"]["gaps"])
+            test = scipy.stats.ttest_ind(*sides, equal_var=False, alternative="greater")
+            compared = sum("numpyro" in each for each in rows)
+            p = min(1.0, float(test.pvalue) * compared)
+            found.append((p, f"{row['target']}, {row['guide']}"))
+    return min(found, default=(1.0, "nowhere"))
 
 
 def main():
@@ -237,21 +277,31 @@ def main():
     parser.add_argument("--only", nargs="+", choices=TARGETS, default=list(TARGETS))
     parser.add_argument("--rows", nargs="+", metavar="GUIDE", default=list(ROWS), choices=ROWS)
     parser.add_argument("--alone", action="store_true", help="leave NumPyro out")
-    parser.add_argument("--json", help="write the figures, with date and versions, to this file")
+    parser.add_argument(
+        "--json",
+        help="write the figures, with date and versions, to this file; what it has is not redone",
+    )
     options = parser.parse_args()
-    rows = []
-    print(f"{'target':14}{'guide':42}{'guidax':>16} {'worst':>9}   {'NumPyro':>16} {'worst':>9}")
+    rows = read(options)
+    there = {(row["target"], row["guide"]): row for row in rows}
+    titles = f"{'guidax':>16} {'worst':>8}", f"{'NumPyro':>16} {'worst':>8}"
+    print(f"{'target':14}{'guide':44}{titles[0]:36} {titles[1]}")
     for target_name in options.only:
         data = read_data(options.folder, target_name)
         for label in options.rows:
-            rows.append(measure(target_name, label, data, options))
-            print_row(rows[-1])
-            write(options, rows)
+            row = there.get((target_name, label))
+            if row is None:
+                row = measure(target_name, label, data, options)
+                rows.append(row)
+                write(options, rows)
+            print_row(row)
     signs = [verdict(row) for row in rows]
     print(
         f"guidax's gap is the smaller by more than the larger standard error in {signs.count('<')} "
         f"rows, NumPyro's in {signs.count('>')}, neither in {signs.count('=')}."
     )
+    p, where = smallest_p_value(rows)
+    print(f"Smallest p where NumPyro's is the smaller, corrected for all rows: {p:.2g} ({where}).")
 
 
 if __name__ == "__main__":
