@@ -1,7 +1,10 @@
 """Settings that every test shares."""
 
 import os
-from importlib import metadata
+
+import jax
+import jaxlib
+import pytest
 
 # Compilation is what the tests wait for, and without XLA's costly passes they wait a third less.
 # `nox -s untyped` runs the programs that users run.
@@ -9,12 +12,9 @@ is_hasty = "JAX_DISABLE_MOST_OPTIMIZATIONS" not in os.environ
 
 # Eight devices, simulated where there are none, for the tests of shardings.
 flags = ["--xla_force_host_platform_device_count=8"]
-if is_hasty and metadata.version("jaxlib").startswith("0.10."):
+if is_hasty and jaxlib.__version__.startswith("0.10."):
     flags.append("--xla_cpu_use_fusion_emitters=false")  # halves compilation; gone in later ones
-os.environ.setdefault("XLA_FLAGS", " ".join(flags))
-
-import jax
-import pytest
+os.environ.setdefault("XLA_FLAGS", " ".join(flags))  # read with the first computation
 
 if is_hasty:
     jax.config.update("jax_disable_most_optimizations", True)

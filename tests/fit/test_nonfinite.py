@@ -158,6 +158,7 @@ def test_a_gradient_is_judged_whatever_the_optimizer_makes_of_it(optimizer, key)
     with pytest.raises(gx.NonFiniteError) as caught:
         gx.fit(key, guide, steps=1_000, optimizer=optimizer, progress=False)
     assert caught.value.step == expected == int(caught.value.result.first_bad_step)
+    assert "arguments hold" not in str(caught.value)  # there are none
     assert np.all(np.isfinite(caught.value.result.losses))
     assert distance(caught.value.result.guide, guide) < 1e-6
 
@@ -178,6 +179,11 @@ def test_the_last_bit_does_not_depend_on_how_steps_are_cut(key):
         assert jax.tree.all(jax.tree.map(jnp.array_equal, result.guide, whole.guide))
         assert int(result.num_bad_steps) == int(whole.num_bad_steps)
         np.testing.assert_array_equal(result.losses, whole.losses[cut:])
+
+
+def test_data_that_are_not_finite_are_named(guide, key):
+    with pytest.raises(gx.NonFiniteError, match="arguments hold NaN or infinity"):
+        gx.fit(key, guide, Y * jnp.nan, steps=1, **OPTIONS)
 
 
 def test_another_policy_is_refused(guide, key):

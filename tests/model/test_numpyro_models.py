@@ -274,3 +274,37 @@ def test_the_model_runs_once_for_each_density(key):
         return target.score(guide.family.draw(key, target)).log_weight
 
     assert new_traces(density) == 1
+
+
+def scaled_by_guidax(y):
+    with gx.handlers.scale(scale=100.0):
+        plain(y)
+
+
+def in_a_plate_of_guidax(y):
+    with gx.plate("rows", 4):
+        plain(y)
+
+
+def with_a_factor_of_guidax(y):
+    plain(y)
+    gx.factor("more", 100.0)
+
+
+def with_a_param_of_guidax(y):
+    plain(gx.param("shift", 1.0) + y)
+
+
+def plain(y):
+    x = numpyro.sample("x", dist.Normal(0.0, 1.0))
+    numpyro.sample("y", dist.Normal(x, 1.0).expand([4]).to_event(1), obs=y)
+
+
+@pytest.mark.parametrize(
+    "model",
+    [scaled_by_guidax, in_a_plate_of_guidax, with_a_factor_of_guidax, with_a_param_of_guidax],
+)
+def test_words_of_guidax_inside_are_refused(model, key):
+    """NumPyro would take no notice of them, and the density would be another than it looks."""
+    with pytest.raises(ValueError, match="the NumPyro model uses a .*guidax"):
+        gx.AutoNormal(gx.from_numpyro(model), jnp.ones(4), key=key)

@@ -369,6 +369,11 @@ def test_subsample_in_a_whole_plate_gives_everything():
 # prng_key
 
 
+def test_data_that_are_left_out_have_no_rows():
+    with gx.plate("data", 5):
+        assert gx.subsample(None) is None
+
+
 def test_prng_key_gives_a_new_key_each_time():
     def model():
         return gx.prng_key(), gx.prng_key()

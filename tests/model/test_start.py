@@ -285,6 +285,21 @@ def test_a_numpyro_model_must_be_wrapped(key):
     assert bool(gx.AutoNormal(gx.from_numpyro(model), key=key).is_finite())
 
 
+def test_names_that_the_model_lacks_are_told(key):
+    with pytest.warns(UserWarning, match=r"values for \['aa'\], which no latent.*\['a', 'b'\]"):
+        gx.AutoNormal(pair, key=key, init_loc_fn=gx.init_to_value({"aa": 1.0, "a": 2.0}))
+    batch = gx.Batch(*regression_data()).at(row=jnp.arange(3))
+    with pytest.raises(ValueError, match=r"at\(row=...\) names no plate of the model"):
+        gx.AutoNormal(regression, batch, key=key)
+
+
+def test_strategies_of_numpyro_are_told_apart(key):
+    infer = pytest.importorskip("numpyro.infer")
+    for strategy in (infer.init_to_median, infer.init_to_value(values={"a": 1.0})):
+        with pytest.raises(TypeError, match="NumPyro's init_to_.*gx.init_to_median"):
+            gx.AutoNormal(pair, key=key, init_loc_fn=strategy)
+
+
 def test_parameters_follow_the_dtype_of_their_site(key):
     with jax.enable_x64(True):
 

@@ -13,8 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
+from .._caller import warn_caller
 from .._model.batch import Batch
-from .caller import warn_caller
 from .fingerprint import alike, describe, is_key, sketch
 from .storage import PART, Damaged, Stored, read, refuse, require_equal, unpack, write
 from .update import Moving, Run

@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from .._caller import warn_caller
 from .._model.batch import Batch, as_batch
 from .._numerics import from_host, is_traced
-from .caller import warn_caller
 from .checkpoint import Checkpoint, Log
 from .progress import Pace, Progress, Report
 from .source import CAPACITY, AbstractSource, Batches, OneBatch
@@ -153,9 +153,12 @@ def _on_host(
                 )
                 break
     if bad := int(moving.num_bad_steps) - before:
+        halves = run.recipe.on_nonfinite == "halve"
+        what = "halved the learning rate" if halves else "were skipped"
         warn_caller(
-            f"{bad} of {done} steps were not finite and were skipped; the first ever was step "
-            f'{int(moving.first_bad_step)}. To see which sites fail, fit with on_nonfinite="raise".'
+            f"{bad} of {done} steps were not finite and {what}; the first ever was step "
+            f"{int(moving.first_bad_step)}. See whether the last losses are any good. To see which "
+            'sites fail, fit with on_nonfinite="raise".'
         )
     return Outcome(moving, _joined(losses), None)
 

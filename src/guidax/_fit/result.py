@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Int
 
 from .._guide.guide import AutoGuide
 from .._model.batch import Batch, options_of
-from .._numerics import is_traced
+from .._numerics import all_finite, is_traced
 from .checkpoint import Checkpoint
 from .loop import Outcome, require_steps, train
 from .progress import Progress
@@ -142,7 +142,7 @@ class NonFiniteError(FloatingPointError):
             model, or where all is finite in the model, in the guide.
     """
 
-    def __init__(self, result: FitResult, sites: tuple[str, ...]):
+    def __init__(self, result: FitResult, sites: tuple[str, ...], *, bad_data: bool):
         self.result: FitResult = result
         self.sites: tuple[str, ...] = sites
         self.step: int = int(result.state.moving.step)
@@ -152,10 +152,12 @@ class NonFiniteError(FloatingPointError):
             where = "in the update: the learning rate may be too large"
         patience = result.state.run.recipe.patience
         again = "" if patience == 1 else f", nor at the {patience - 1} steps before it"
+        data = "The model's arguments hold NaN or infinity, which it has to mask. "
         super().__init__(
             f"not finite at step {self.step} (loss {loss:.6g}){again}, {where}. The guide as it "
-            "was before that step is in the error's .result.guide. Try another start (init_loc_fn) "
-            "or a smaller learning_rate, and look at what those sites compute at extreme values."
+            f"was before that step is in the error's .result.guide. {data if bad_data else ''}Try "
+            "another start (init_loc_fn; a flow may begin at a fitted normal, .warm_start) or a "
+            "smaller learning_rate, and look at what those sites compute at extreme values."
         )
 
 
@@ -170,4 +172,5 @@ def conclude(outcome: Outcome, run: Run) -> FitResult:
     if bad_batch is None:
         return result
     sites = run.objective.not_finite(moving.guide, run.key_at(moving.step), bad_batch)
-    raise NonFiniteError(result, sites)
+    floats = eqx.filter(bad_batch.arrays, eqx.is_inexact_array)
+    raise NonFiniteError(result, sites, bad_data=not bool(all_finite(floats)))

@@ -9,9 +9,9 @@ from typing import Any
 import jax
 import numpy as np
 
+from .._caller import warn_caller
 from .._guide.guide import AutoGuide
 from .._model.batch import Batch, Shapes, as_batch
-from .caller import warn_caller
 from .update import Moving, Run, advance_in_place, advance_unguarded, as_int32
 from .window import require_distinct
 

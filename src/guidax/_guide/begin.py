@@ -9,10 +9,12 @@ import jax
 from jax import random
 from jaxtyping import Array
 
+from .._caller import warn_caller
 from .._model.batch import Batch, as_batch, options_of
+from .._model.indices import check_rows
 from .._model.program import as_model
 from .._model.start import Start, find_start
-from .._model.strategies import as_strategy
+from .._model.strategies import as_strategy, init_to_value
 from .._types import Key
 
 
@@ -44,7 +46,11 @@ def begin(
 
     Raises:
         TypeError: If the arguments do not fit the model, or `create_plates` gives no plates.
-        ValueError: As `find_start`, or if `create_plates` gives plates that the model lacks.
+        ValueError: As `find_start`, or if `create_plates` or `Batch.at` name plates that the model
+            lacks.
+
+    Warns:
+        UserWarning: If `init_to_value` has values that no latent takes.
     """
     if create_plates is not None and not callable(create_plates):
         raise TypeError(
@@ -57,9 +63,22 @@ def begin(
     batch = as_batch(model, args, kwargs, options_of(constructor.__init__))
     strategy = as_strategy(init_loc_fn)
     start = find_start(model, batch, key, strategy, draws_rows=create_plates is not None)
+    check_rows(model, batch)
+    _check_values(strategy, start)
     if create_plates is not None:
         _check_plates(start, create_plates)
     return start
+
+
+def _check_values(strategy: Any, start: Start) -> None:
+    """Warn of starting values that no site takes. A model that hides sites may be given them."""
+    if not isinstance(strategy, init_to_value):
+        return
+    latents = [s.name for s in start.structure.latents]
+    if unknown := sorted(strategy.values.keys() - {*latents, *start.structure.deterministic}):
+        warn_caller(
+            f"init_to_value has values for {unknown}, which no latent takes: they are {latents}."
+        )
 
 
 def _check_plates(start: Start, create_plates: Callable[..., Any]) -> None:

@@ -22,7 +22,7 @@ from numpyro.primitives import Messenger
 from .._numerics import sum_trailing
 from .._types import Key
 from .batch import Batch
-from .messages import KeySource
+from .messages import Foreign, KeySource, isolated
 from .model import AbstractCallableModel, Choose, SplitCallable
 from .trace import Bijection, Indices, Plate, Site, Trace
 
@@ -50,7 +50,8 @@ class NumPyroModel(AbstractCallableModel):
         with handlers.trace() as messages, seeded, substituted, warnings.catch_warnings():
             # Rows that are given may be more or fewer than the model's subsample_size.
             warnings.filterwarnings("ignore", "subsample_size does not match", UserWarning)
-            result = self.fn.build()(*args, **kwargs)
+            with isolated(Foreign("NumPyro", "numpyro")):
+                result = self.fn.build()(*args, **kwargs)
         sites: dict[str, Site] = {}
         plates: dict[str, Plate] = {}
         for name, msg in messages.items():

@@ -86,9 +86,49 @@ class Messenger:
     def finish(self, msg: Message) -> None:
         """See the message on its way back in, when its value is known."""
 
+    def surround(self, messenger: Messenger) -> None:
+        """See a messenger that is put on the stack further in."""
+
+
+class Foreign(Messenger):
+    """Refuses primitives and handlers of this language where another one is at work.
+
+    Args:
+        language: Its name.
+        module: Where its primitives are.
+    """
+
+    def __init__(self, language: str, module: str):
+        self._language, self._module = language, module
+
+    def process(self, msg: Message) -> None:
+        """Refuse a primitive.
+
+        Raises:
+            ValueError: Always.
+        """
+        word = f"{msg.kind} {msg.name!r}" if msg.name else msg.kind
+        raise self._refusal(f"a primitive of guidax ({word})")
+
+    def surround(self, messenger: Messenger) -> None:
+        """Refuse a handler or plate.
+
+        Raises:
+            ValueError: Always.
+        """
+        raise self._refusal(f"a handler or plate of guidax ({type(messenger).__name__})")
+
+    def _refusal(self, what: str) -> ValueError:
+        return ValueError(
+            f"the {self._language} model uses {what}, of which {self._language} would take no "
+            f"notice: use that of {self._module}, or write the whole model in guidax's language."
+        )
+
 
 def enter(messenger: Messenger) -> None:
     """Put a messenger on the stack, innermost."""
+    for outer in _STACK.get():
+        outer.surround(messenger)
     _STACK.set((*_STACK.get(), messenger))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import operator
 import types
 from collections.abc import Callable
-from typing import Any
+from typing import Any, overload
 
 import jax.numpy as jnp
 from jax.typing import ArrayLike
@@ -143,20 +143,26 @@ class Unit:
         return jnp.zeros((*sample_shape, *self.batch_shape, 0), self.dtype)
 
 
-def subsample(data: ArrayLike, event_dim: int = 0) -> Array:
+@overload
+def subsample(data: ArrayLike, event_dim: int = 0) -> Array: ...
+@overload
+def subsample(data: None, event_dim: int = 0) -> None: ...
+def subsample(data: ArrayLike | None, event_dim: int = 0) -> Array | None:
     """Return the rows of `data` that the plates around hold.
 
     Args:
         data: An array with all rows of the plates, at the plates' dims counted from the left of its
-            last `event_dim` axes.
+            last `event_dim` axes; None for data that are left out, to be predicted.
         event_dim: How many trailing axes belong to one event.
 
     Returns:
-        The rows. An axis of length 1 is left as it is.
+        The rows. An axis of length 1 is left as it is, and so is None.
 
     Raises:
         ValueError: If the axis of a plate has another length than the plate.
     """
+    if data is None:
+        return None
     return send(Message("subsample", value=jnp.asarray(data), info={"event_dim": event_dim})).value
 
 

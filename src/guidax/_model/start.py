@@ -332,8 +332,9 @@ def _raise_for(found: _Try) -> None:
         if count := int(outside):
             raise ValueError(
                 f"site {name!r}: {count} of its values lie outside the support of its "
-                "distribution or constraint (NaN lies in none). Correct the data, or mask missing "
-                "entries: gx.handlers.mask(mask=~jnp.isnan(y))."
+                "distribution or constraint (NaN lies in none). Correct the data; where entries "
+                "are missing, mask them: gx.handlers.mask(mask=~jnp.isnan(y)), in a NumPyro model "
+                "its own numpyro.handlers.mask."
             )
     for name, leak in found.leaks.items():
         if bool(leak):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, cast
 
@@ -161,10 +162,17 @@ def as_strategy(strategy: Any) -> Strategy:
     """Return a strategy as a module; `init_to_median` stands for `init_to_median()`.
 
     Raises:
-        TypeError: If it cannot be called.
+        TypeError: If it cannot be called, or is one of NumPyro's.
     """
     if isinstance(strategy, type) and issubclass(strategy, eqx.Module):
         strategy = strategy()
+    function = strategy.func if isinstance(strategy, functools.partial) else strategy
+    if str(getattr(function, "__module__", "")).startswith("numpyro."):
+        raise TypeError(
+            f"init_loc_fn is NumPyro's {getattr(function, '__name__', function)}, which reads "
+            "NumPyro's sites: take the strategy of that name from guidax, such as "
+            "gx.init_to_median()."
+        )
     if not callable(strategy):
         raise TypeError(
             "init_loc_fn takes a strategy such as gx.init_to_median(), or a function of a site and "
