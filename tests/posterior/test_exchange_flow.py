@@ -28,7 +28,7 @@ CASES = {
     "IAF, skipping": (
         gx.AutoIAFNormal,
         autoguide.AutoIAFNormal,
-        {"num_flows": 2, "hidden_dims": [7], "skip_connections": True},
+        {"num_flows": 2, "hidden_dims": [8], "skip_connections": True},
     ),
     "BNAF": (gx.AutoBNAFNormal, autoguide.AutoBNAFNormal, {"hidden_factors": [3, 2]}),
     "BNAF, gated": (
