@@ -144,3 +144,14 @@ def test_no_weight_at_all_gives_nan():
 def test_no_draws_are_refused():
     with pytest.raises(ValueError, match="draws on its last axis"):
         gx.psis(np.zeros((3, 0)))
+
+
+def test_weights_that_rounding_swallows_are_not_called_equal():
+    """A scale that runs to zero has densities of which the last bit is worth nats."""
+    dtype = jnp.zeros(()).dtype
+    size = np.asarray(10 / jnp.finfo(dtype).eps, dtype)
+    few = np.full(4000, -np.inf, dtype)
+    few[:29] = size + np.spacing(size) * np.arange(29)
+    assert float(gx.psis(few)[1]) > 1
+    assert float(gx.psis(np.full(4000, size))[1]) == np.inf
+    assert float(gx.psis(np.full(4000, size / 1e4))[1]) == 0.0

@@ -140,11 +140,13 @@ class NonFiniteError(FloatingPointError):
         step: The step that ended the run, from 0.
         sites: Names of the sites whose log density, or its gradient, was not finite there: in the
             model, or where all is finite in the model, in the guide.
+        bad_data: Whether the model's arguments hold NaN or infinity at that step.
     """
 
     def __init__(self, result: FitResult, sites: tuple[str, ...], *, bad_data: bool):
         self.result: FitResult = result
         self.sites: tuple[str, ...] = sites
+        self.bad_data: bool = bad_data
         self.step: int = int(result.state.moving.step)
         loss = float(result.losses[-1])
         where = f"in the log density of the sites {list(sites)}, or in its gradient"

@@ -11,6 +11,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int
 
 _SHORTEST_TAIL = 5  # draws; a fit to fewer says nothing
+_LOUDEST = 1.0  # nats; log weights that are rounded by more are not equal, but unknown
 
 
 def psis(
@@ -63,7 +64,8 @@ def smooth(
 
     Args:
         log_weights: Log weights.
-        rounding: Differences that are noise: a tail that spans no more is flat.
+        rounding: Differences that are noise: a tail that spans no more is flat, unless it is a nat
+            or more.
     """
     one = _smooth
     for _ in rounding.shape:
@@ -86,7 +88,7 @@ def _smooth(
     if x.shape[0] == 1:
         return jnp.where(jnp.isnan(k), k, log_weights), jnp.where(jnp.isnan(k), k, 0.0)
     cutoff = jnp.maximum(x[-size - 1], math.log(np.finfo(x.dtype).tiny))
-    flat = -cutoff <= rounding
+    flat = (-x[-size - 1] <= rounding) & (rounding <= _LOUDEST)
     if size >= _SHORTEST_TAIL:
         above = x[-size:] > cutoff  # equal weights are in the tail or outside together
         fitted, shape = _smooth_tail(x[-size:], cutoff, above)
