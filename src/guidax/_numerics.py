@@ -61,6 +61,11 @@ def is_traced(tree: Any) -> bool:
     return any(isinstance(x, core.Tracer) for x in jax.tree.leaves(tree))
 
 
+def is_inside(tree: Any) -> bool:
+    """Say whether a leaf is a tracer, or would be one: under jit new constants are, too."""
+    return is_traced((tree, from_host(np.int32(0))))
+
+
 def jit_once(function: Function, **options: Any) -> Function:
     """Jit a function that is called a few times, so that compiling it is what it costs.
 
@@ -75,7 +80,6 @@ def jit_once(function: Function, **options: Any) -> Function:
 
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
-        probe = from_host(np.int32(0))  # a tracer under jit, where the arguments may be constants
-        return (function if is_traced((probe, args, kwargs)) else compiled)(*args, **kwargs)
+        return (function if is_inside((args, kwargs)) else compiled)(*args, **kwargs)
 
     return call  # type: ignore[return-value]

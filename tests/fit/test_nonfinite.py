@@ -3,6 +3,7 @@
 import functools
 
 import distrax
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -179,6 +180,27 @@ def test_the_last_bit_does_not_depend_on_how_steps_are_cut(key):
         assert jax.tree.all(jax.tree.map(jnp.array_equal, result.guide, whole.guide))
         assert int(result.num_bad_steps) == int(whole.num_bad_steps)
         np.testing.assert_array_equal(result.losses, whole.losses[cut:])
+
+
+def test_what_is_not_trained_need_not_be_finite(guide, key):
+    """A buffer of the model may hold infinity where nothing reads it."""
+    bounds = jnp.asarray([0.0, -jnp.inf], float)
+
+    class Buffered(eqx.Module):
+        bounds: jax.Array
+
+        def __call__(self, y):
+            x = gx.sample("x", distrax.Normal(self.bounds[0], 1.0))
+            gx.sample("y", distrax.Normal(x, 1.0), obs=y[0])
+
+    guide = gx.AutoNormal(Buffered(bounds), Y, key=key)
+    some = {"trainable": lambda guide: guide.family, **OPTIONS}
+    fit = functools.partial(gx.fit, key, guide, Y, steps=3, **some)
+    for result in (fit(), jax.jit(fit)()):  # without a guard in each step, and with it
+        assert int(result.num_bad_steps) == 0
+        assert distance(result.guide.family, guide.family) > 0
+    with pytest.raises(gx.NonFiniteError):
+        gx.fit(key, guide, Y, steps=3, **OPTIONS)
 
 
 def test_data_that_are_not_finite_are_named(guide, key):

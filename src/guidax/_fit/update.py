@@ -131,7 +131,7 @@ def _advance(
         The state after them, and the loss at each step; NaN where none was taken.
     """
     losses = jnp.full((capacity,), jnp.nan, float)
-    return _loop((moving, losses), run, batch, n)
+    return _loop(_one_step, (moving, losses), run, batch, n)
 
 
 advance_in_place = jax.jit(_advance, static_argnames="capacity", donate_argnames="moving")
@@ -146,15 +146,11 @@ def advance_unguarded(
     No step is looked at by itself, which saves a small guide a good part of its time: what is not
     finite in a parameter stays so, and `_moved` puts there what is not finite in a gradient.
     """
-
-    def body(i: Array, carry: tuple[Moving, Array]) -> tuple[Moving, Array]:
-        moving, loss = _moved(carry[0], run, batch)
-        return moving, carry[1].at[i].set(loss)
-
     losses = jnp.full((capacity,), jnp.nan, float)
-    moving, losses = lax.fori_loop(0, n, body, (moving, losses))
+    moving, losses = _loop(_moved, (moving, losses), run, batch, n)
     is_finite = jnp.isfinite(losses) | (jnp.arange(capacity) >= n)
-    return moving, losses, jnp.all(is_finite) & all_finite(moving.guide)
+    trained, _ = run.recipe.split(moving.guide)
+    return moving, losses, jnp.all(is_finite) & all_finite(trained)
 
 
 @functools.partial(jax.jit, static_argnames="capacity")
@@ -164,15 +160,19 @@ def advance(
     """Take `n` steps inside a transformation; see `_advance`."""
     loss = run.objective.loss(moving.guide, run.key, batch)  # for its placement: XLA drops it
     losses = jnp.full((capacity,), jnp.nan, float)
-    return _loop(_depends_on(loss, (moving, losses)), run, batch, n)
+    return _loop(_one_step, _depends_on(loss, (moving, losses)), run, batch, n)
 
 
 def _loop(
-    carry: tuple[Moving, Array], run: Run, batch: Batch, n: Int[Array, ""]
+    step: Callable[[Moving, Run, Batch], tuple[Moving, Array]],
+    carry: tuple[Moving, Array],
+    run: Run,
+    batch: Batch,
+    n: Int[Array, ""],
 ) -> tuple[Moving, Array]:
     def body(i: Array, carry: tuple[Moving, Array]) -> tuple[Moving, Array]:
         moving, losses = carry
-        moving, loss = _one_step(moving, run, batch)
+        moving, loss = step(moving, run, batch)
         return moving, losses.at[i].set(loss)
 
     return lax.fori_loop(0, n, body, carry)
@@ -231,7 +231,8 @@ def _step_on_all(moving: Moving, run: Run, batch: Batch) -> tuple[Moving, Float[
     """
     moved, loss = _moved(moving, run, batch)
     alive = moving.streak < run.recipe.patience
-    good = alive & jnp.isfinite(loss) & all_finite(moved.guide)
+    trained, _ = run.recipe.split(moved.guide)
+    good = alive & all_finite((loss, trained))
     kept = _after_bad_step(moving, alive, run.recipe)
     return lax.cond(good, lambda: moved, lambda: kept), jnp.where(alive, loss, jnp.nan)
 

@@ -111,12 +111,12 @@ class Foreign(Messenger):
         raise self._refusal(f"a primitive of guidax ({word})")
 
     def surround(self, messenger: Messenger) -> None:
-        """Refuse a handler or plate.
+        """Refuse a handler.
 
         Raises:
             ValueError: Always.
         """
-        raise self._refusal(f"a handler or plate of guidax ({type(messenger).__name__})")
+        raise self._refusal("a handler of guidax")
 
     def _refusal(self, what: str) -> ValueError:
         return ValueError(

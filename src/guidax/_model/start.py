@@ -14,7 +14,7 @@ import numpy as np
 from jax import lax, random
 from jaxtyping import Array, Bool, Float, Int
 
-from .._numerics import all_finite, from_host, is_traced, jit_once, strong
+from .._numerics import all_finite, from_host, is_inside, is_traced, jit_once, strong
 from .._types import Key
 from .batch import Batch
 from .indices import drawable_plates, refusal
@@ -113,8 +113,7 @@ def find_start(
     local = tuple(p for p in structure.local_plates if p.rows < p.size or draws_rows)
     admitted = () if is_traced((model, batch)) else drawable_plates(model, batch, local)
     inputs = model, batch.admit(admitted), key, strategy
-    first = from_host(np.int32(0))  # a tracer inside jit, where no result is known either
-    if is_traced((inputs, first)):
+    if is_inside(inputs):
         params, location = _search(*inputs, structure)
     else:
         params, location = _search_on_host(*inputs, structure)

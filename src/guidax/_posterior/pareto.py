@@ -26,7 +26,8 @@ def psis(
 
     k-hat is 0 where the tail is flat, its weights equal up to rounding, as after an exact fit:
     that is the limit of a fit that gets better, whose weights are log-normal with less and less
-    spread. It is infinite where the tail has fewer than 5 weights, as with fewer than 21 draws;
+    spread. Log weights so large that rounding is a nat or more are not taken for equal. k-hat is
+    infinite where the tail has fewer than 5 weights, as with fewer than 21 draws;
     then nothing is smoothed. It is NaN, as are the weights, if a log weight is NaN or `inf`, or all
     are `-inf`.
 
@@ -64,8 +65,8 @@ def smooth(
 
     Args:
         log_weights: Log weights.
-        rounding: Differences that are noise: a tail that spans no more is flat, unless it is a nat
-            or more.
+        rounding: Differences that are noise: a tail that spans no more is flat, unless they are
+            more than a nat.
     """
     one = _smooth
     for _ in rounding.shape:
