@@ -44,6 +44,25 @@ def test_an_exact_fit(key):
     assert str(diagnosis).startswith("k-hat 0.00: the guide covers the posterior; means and s.d.")
 
 
+def test_weights_that_rounding_hides_get_no_verdict(key):
+    """A constant in the density changes no weight, but takes the digits that would show them."""
+    dtype = jnp.zeros(()).dtype
+
+    def far(nats):
+        def model():
+            normal_target()
+            gx.factor("constant", jnp.asarray(nats / jnp.finfo(dtype).eps, dtype))
+
+        start = gx.init_to_value({"x": jnp.asarray(0.5), "s": jnp.exp(jnp.asarray(-1.0))})
+        guide = gx.AutoDiagonalNormal(model, key=key, init_loc_fn=start, init_scale=0.5)
+        return gx.diagnose(key, guide)
+
+    lost, kept = far(4.0), far(1e-3)
+    assert lost.rounding > 1 > kept.rounding
+    assert "no more than their rounding" in lost.reading and "double precision" in lost.reading
+    assert kept.reading.startswith(f"k-hat {float(kept.khat):.2f}: ")
+
+
 def test_estimates_are_right_where_the_guide_is_not(key):
     # Scales of 1.5 for 1, off by half a standard deviation: weights have all moments.
     diagnosis = gx.diagnose(key, guide_with(TARGET + 0.5, 1.5), num_samples=20_000)
@@ -87,7 +106,8 @@ def test_khat_grows_as_the_guide_narrows(key):
 def read(khat, number, log_weights=0.0):
     weights = jnp.full(number, log_weights)
     zero = jnp.zeros(())
-    fields = {name: zero for name in ("elbo_error", "log_evidence", "log_evidence_error")}
+    names = ("elbo_error", "log_evidence", "log_evidence_error", "rounding")
+    fields = {name: zero for name in names}
     fields |= {"elbo": jnp.asarray(-1.25), "ess": jnp.asarray(12.3)}
     return gx.Diagnosis(
         khat=jnp.asarray(khat),

@@ -45,6 +45,7 @@ class Diagnosis(eqx.Module):
         ess: How many draws of the posterior the smoothed weights are worth, `1 / sum(w^2)`.
         log_weights: `log p(data, draw) - log q(draw)` for each draw.
         smoothed_log_weights: Pareto-smoothed log weights, whose weights sum to one.
+        rounding: By how much rounding may move a log weight, in nats.
         draws: Site to draws, latents and deterministic sites.
         extended: Whether a weight is that of a draw together with the momenta that it came by.
     """
@@ -57,6 +58,7 @@ class Diagnosis(eqx.Module):
     ess: Float[Array, ""]
     log_weights: Float[Array, " draws"]
     smoothed_log_weights: Float[Array, " draws"]
+    rounding: Float[Array, ""]
     draws: dict[str, Array]
     extended: bool = eqx.field(static=True)
 
@@ -153,6 +155,13 @@ class Diagnosis(eqx.Module):
             return f"no k-hat: {what}."
         if math.isinf(k) and number <= 20:
             return f"no k-hat: {number} draws are too few, take 1000 at least."
+        rounding = float(self.rounding)
+        if rounding > 1 and float(self.elbo_error) * math.sqrt(number) < 2 * rounding:
+            return (
+                f"no k-hat: the log weights differ by no more than their rounding, {rounding:.1f} "
+                "nats, since the log density is so large. Compute in double precision "
+                '(jax.config.update("jax_enable_x64", True)).'
+            )
         said = f"k-hat {k:.2f}:"
         if k > _CLOSE and float(self.ess) > _EQUAL * number:
             return (
@@ -279,6 +288,7 @@ def _diagnose(
         ess=ess,
         log_weights=log_weights,
         smoothed_log_weights=normalised,
+        rounding=rounding,
         draws=draws,
         extended=_is_annealed(guide.family),
     )
