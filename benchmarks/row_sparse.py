@@ -8,17 +8,14 @@ of a run less a shorter one, over the difference in steps, in the best of severa
 """
 
 import argparse
-import datetime
-import importlib.metadata
 import json
-import os
-import platform
 import time
 
 import distrax
 import jax
 import jax.numpy as jnp
 import optax
+from first_fit import environment
 
 import guidax as gx
 
@@ -53,7 +50,7 @@ def step_time(size, kind):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rows", type=int, nargs="+", default=[10_000, 10_000_000])
-    parser.add_argument("--json", help="file for the figures")
+    parser.add_argument("--json", help="file for the figures, with date and versions")
     options = parser.parse_args()
     print(f"{'rows':>10} {'row-sparse, us':>15} {'dense, us':>12}")
     found = []
@@ -62,14 +59,7 @@ def main():
         found.append({"rows": size} | times)
         print(f"{size:10} {times['row-sparse']:15.0f} {times['dense']:12.0f}", flush=True)
     if options.json:
-        packages = ["guidax", "jax", "jaxlib"]
-        report = {
-            "date": datetime.date.today().isoformat(),
-            "machine": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores",
-            "versions": {name: importlib.metadata.version(name) for name in packages},
-            "rows held": HELD,
-            "microseconds a step": found,
-        }
+        report = {**environment(), "rows held": HELD, "microseconds a step": found}
         with open(options.json, "w") as file:
             json.dump(report, file, indent=2)
 
