@@ -28,7 +28,7 @@ from jax import lax, random
 from jax.flatten_util import ravel_pytree
 from numpyro.infer import SVI, Trace_ELBO, autoguide
 from numpyro.infer.util import initialize_model
-from targets_models import TARGETS, read_data
+from targets_models import TARGETS, read_data, seeds_globals, seeds_locals, surrogate_of
 
 import guidax as gx
 
@@ -42,6 +42,7 @@ class Row(NamedTuple):
     name: str
     options: dict = {}
     in_numpyro: bool = True  # whether NumPyro has a guide of this name and these options
+    targets: tuple = tuple(TARGETS)  # that the guide is for
 
 
 ROWS = {
@@ -80,6 +81,40 @@ for _k in (8, 32):
             {"K": _k} | _options,
             in_numpyro=_options in ({}, _unit, _cholesky, _cholesky | _unit),
         )
+_regressions = ("ionosphere", "german_credit")
+for _label, _options in {"": {}, " cholesky": _cholesky}.items():
+    ROWS[f"AutoSurrogateLikelihoodDAIS{_label} K=8"] = Row(
+        "AutoSurrogateLikelihoodDAIS", {"K": 8} | _options, targets=_regressions
+    )
+ROWS["AutoSemiDAIS K=8"] = Row("AutoSemiDAIS", {"K": 8}, targets=("seeds",))
+
+
+def guidax_constructor(row, model, data):
+    """Return a function of model, data and key."""
+    constructor = functools.partial(getattr(gx, row.name), **row.options)
+    if row.name == "AutoSurrogateLikelihoodDAIS":
+        surrogate, half = gx.from_numpyro(surrogate_of(model)), gx.Batch(*(x[::2] for x in data))
+        return lambda model, *args, key: constructor(
+            model, surrogate, *args, key=key, surrogate=half
+        )
+    if row.name == "AutoSemiDAIS":
+        return functools.partial(constructor, subsample_plate="plates")
+    return constructor
+
+
+def numpyro_guide(row, model, data):
+    """Return NumPyro's guide of the same name and options."""
+    constructor = functools.partial(getattr(autoguide, row.name), model, **row.options)
+    if row.name == "AutoSurrogateLikelihoodDAIS":
+        half = [x[::2] for x in data]
+        return constructor(lambda: surrogate_of(model)(*half))
+    if row.name == "AutoSemiDAIS":
+        return constructor(
+            lambda found: seeds_locals(*found, *data),
+            autoguide.AutoNormal(seeds_globals),
+            subsample_plate="plates",
+        )
+    return constructor()
 
 
 def keys_of(label, count):
@@ -142,10 +177,11 @@ def loss_of_numpyro(guide, model, data):
 
 def elbos_of_numpyro(row, model, data, steps, starts):
     """Return the same from NumPyro's guide, which starts at guidax's parameters, if it has them."""
-    guide = getattr(autoguide, row.name)(model, **row.options)
+    guide = numpyro_guide(row, model, data)
     optimizer = numpyro.optim.optax_to_numpyro(optimizer_for(steps))
     svi = SVI(model, guide, optimizer, Trace_ELBO(num_particles=PARTICLES))
-    svi.init(random.key(0), *data)  # outside of jit: the guide keeps what it sees at set-up
+    with numpyro.validation_enabled(False):  # AutoSemiDAIS draws tau from the prior: it may be 0
+        svi.init(random.key(0), *data)  # outside of jit: the guide keeps what it sees at set-up
     loss = loss_of_numpyro(guide, model, data)
 
     @jax.jit
@@ -180,7 +216,7 @@ def measure(target_name, label, data, options):
     """Return one row of the table."""
     spec = ROWS[label]
     target = TARGETS[target_name]
-    constructor = functools.partial(getattr(gx, spec.name), **spec.options)
+    constructor = guidax_constructor(spec, target.model, data)
     row = {"target": target_name, "guide": label}
     begun = time.perf_counter()
     elbos, starts = elbos_of_guidax(constructor, target.model, data, options.steps, options.seeds)
@@ -289,6 +325,8 @@ def main():
     for target_name in options.only:
         data = read_data(options.folder, target_name)
         for label in options.rows:
+            if target_name not in ROWS[label].targets:
+                continue
             row = there.get((target_name, label))
             if row is None:
                 row = measure(target_name, label, data, options)

@@ -38,9 +38,9 @@ def read_ionosphere(folder):
     return with_intercept(standardised(table[:, :-1])), (table[:, -1] + 1) / 2
 
 
-def ionosphere(X, y):
+def ionosphere(X, y, weights=1.0):
     w = numpyro.sample("w", dist.Normal(jnp.zeros(X.shape[1]), 1.0).to_event(1))
-    with numpyro.plate("data", X.shape[0]):
+    with numpyro.plate("data", X.shape[0]), numpyro.handlers.scale(scale=weights):
         numpyro.sample("y", dist.Bernoulli(logits=X @ w), obs=y)
 
 
@@ -50,13 +50,21 @@ def read_seeds(folder):
     return tuple(np.asarray(data[name], float) for name in ("R", "N", "X1", "X2"))
 
 
-def seeds(r, n, x1, x2):
+def seeds_globals(*data):
+    del data
     tau = numpyro.sample("tau", dist.Gamma(0.01, 0.01))
-    a = [numpyro.sample(name, dist.Normal(0.0, 10.0)) for name in ("a0", "a1", "a2", "a12")]
+    return tau, [numpyro.sample(name, dist.Normal(0.0, 10.0)) for name in ("a0", "a1", "a2", "a12")]
+
+
+def seeds_locals(tau, a, r, n, x1, x2):
     with numpyro.plate("plates", r.shape[0]):
         b = numpyro.sample("b", dist.Normal(0.0, 1 / jnp.sqrt(tau)))
         logits = a[0] + a[1] * x1 + a[2] * x2 + a[3] * x1 * x2 + b
         numpyro.sample("r", dist.Binomial(n, logits=logits), obs=r)
+
+
+def seeds(*data):
+    seeds_locals(*seeds_globals(), *data)
 
 
 def read_german_credit(folder):
@@ -66,10 +74,20 @@ def read_german_credit(folder):
     return with_intercept(X), (table[:, -1] == 1).astype(float)
 
 
-def german_credit(X, y):
+def german_credit(X, y, weights=1.0):
     w = numpyro.sample("w", dist.Normal(jnp.zeros(X.shape[1]), 10.0).to_event(1))
-    with numpyro.plate("data", X.shape[0]):
+    with numpyro.plate("data", X.shape[0]), numpyro.handlers.scale(scale=weights):
         numpyro.sample("y", dist.Bernoulli(logits=-(X @ w)), obs=y)
+
+
+def surrogate_of(regression):
+    """Return a regression on half of the rows, whose weights are learned and start at two."""
+
+    def surrogate(X, y):
+        two = jnp.full(X.shape[0], 2.0)
+        regression(X, y, numpyro.param("weights", two, constraint=dist.constraints.positive))
+
+    return surrogate
 
 
 # The evidence is from adaptive tempered sequential Monte Carlo, checked by importance sampling.

@@ -41,7 +41,7 @@ class Moving(eqx.Module):
     """
 
     guide: AutoGuide
-    opt_state: Any  # a pytree, of the optimizer's own shape
+    opt_state: Any = eqx.field(repr=False)  # a pytree, of the optimizer's own shape
     step: Int[Array, ""]
     first_bad_step: Int[Array, ""]
     num_bad_steps: Int[Array, ""]

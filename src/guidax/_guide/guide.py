@@ -50,7 +50,7 @@ class AutoGuide(eqx.Module):
 
     model: AbstractModel
     family: AbstractFamily
-    structure: Structure = eqx.field(static=True)
+    structure: Structure = eqx.field(static=True, repr=False)
     admitted: tuple[str, ...] = eqx.field(static=True)
     create_plates: Static | None = eqx.field(static=True)
 
