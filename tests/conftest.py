@@ -14,6 +14,7 @@ is_hasty = "JAX_DISABLE_MOST_OPTIMIZATIONS" not in os.environ
 flags = ["--xla_force_host_platform_device_count=8"]
 if is_hasty and jaxlib.__version__.startswith("0.10."):
     flags.append("--xla_cpu_use_fusion_emitters=false")  # halves compilation; gone in later ones
+    flags.append("--xla_cpu_parallel_codegen_split_count=1")  # the other cores run tests, too
 os.environ.setdefault("XLA_FLAGS", " ".join(flags))  # read with the first computation
 
 if is_hasty:

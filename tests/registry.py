@@ -93,7 +93,7 @@ def semi(model, *args, key, **kwargs):
 GUIDES = {
     "AutoNormal": Entry(gx.AutoNormal),
     "AutoDelta": Entry(gx.AutoDelta, is_distribution=False),
-    "AutoDiagonalNormal": Entry(gx.AutoDiagonalNormal, holds_rows=False),
+    "AutoDiagonalNormal": Entry(gx.AutoDiagonalNormal, holds_rows=False, is_slow=True),
     "AutoMultivariateNormal": Entry(gx.AutoMultivariateNormal, holds_rows=False),
     "AutoLowRankMultivariateNormal": Entry(gx.AutoLowRankMultivariateNormal, holds_rows=False),
     "AutoLaplaceApproximation": Entry(laplace, reads_data=True, trains_as_point=True),

@@ -164,11 +164,11 @@ def test_a_million_rows_lie_with_their_data(mesh, key):
 
     guide = gx.AutoDelta(rows, y, key=key)
     assert guide.family.loc["z"].sharding.spec == P("d")
-    result = gx.fit(key, guide, y, steps=200, progress=False)
+    result = gx.fit(key, guide, y, steps=100, progress=False)
     z = result.guide.family.loc["z"]
     assert z.sharding.spec == P("d") and {s.data.shape for s in z.addressable_shards} == {
         (125_000,)
     }
     moments = [x for x in jax.tree.leaves(result.state.moving.opt_state) if x.shape == (size,)]
     assert len(moments) == 2 and all(x.sharding.spec == P("d") for x in moments)
-    assert float(jnp.abs(z - 0.5).max()) < 1e-3  # the mode
+    assert float(jnp.abs(z - 0.5).max()) < 1e-2  # the mode

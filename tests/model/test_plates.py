@@ -14,9 +14,6 @@ from models import Hierarchy
 from registry import ROW_GUIDES
 
 ROWS = pytest.mark.parametrize("entry", ROW_GUIDES.values(), ids=ROW_GUIDES)
-OBJECTIVES = pytest.mark.parametrize(
-    "objective", [gx.ELBO(), gx.MeanFieldELBO()], ids=["ELBO", "mean field"]
-)
 N, B = 100, 20
 TRUTH = np.random.default_rng(1).normal(size=N) * 3
 DATA = jnp.asarray(TRUTH + 0.1 * np.random.default_rng(2).normal(size=N), float)
@@ -157,8 +154,14 @@ def test_plates_of_another_size(entry, key):
 
 
 @ROWS
-@OBJECTIVES
-@pytest.mark.parametrize("model", [Hierarchy.takes_rows, Hierarchy.takes_batch])
+@pytest.mark.parametrize(
+    ("objective", "model"),
+    [
+        pytest.param(gx.ELBO(), Hierarchy.takes_rows, id="ELBO-takes_rows"),
+        pytest.param(gx.ELBO(), Hierarchy.takes_batch, id="ELBO-takes_batch"),
+        pytest.param(gx.MeanFieldELBO(), Hierarchy.takes_rows, id="mean field-takes_rows"),
+    ],
+)
 def test_the_mean_over_subsets_is_the_full_estimate(entry, objective, model, key):
     """In value and in gradient, to rounding: noise belongs to the row."""
     with jax.enable_x64(True):

@@ -678,7 +678,7 @@ def test_runs_leave_nothing_behind():
 
     runs(10)
     objects, arrays = left()
-    runs(150)
+    runs(50)
     more_objects, more_arrays = left()
     assert more_arrays - arrays < 5
     assert more_objects - objects < 100  # a registered pytree class a run would be thousands

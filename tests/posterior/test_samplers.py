@@ -229,8 +229,8 @@ def test_neutra_makes_a_funnel_easy(key):
     def run(density):
         sampler = MCMC(
             NUTS(potential_fn=density.potential),
-            num_warmup=200,
-            num_samples=500,
+            num_warmup=100,
+            num_samples=250,
             num_chains=4,
             chain_method="vectorized",
             progress_bar=False,
