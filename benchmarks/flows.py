@@ -246,8 +246,10 @@ def draw_growth(rows, path):
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    figure, axes = plt.subplots(2, 2, figsize=(9, 7), sharey="row")
-    costs = {"first": "first fit, s", "step": "a step, s"}
+    options = {"figsize": (9, 7), "sharey": "row", "layout": "constrained"}
+    figure, axes = plt.subplots(2, 2, **options)
+    costs = {"first": f"first fit of {GROWTH_STEPS} steps, s", "step": "a step, s"}
+    ticks = {"dim": DIMENSIONS, "flows": DEPTHS}
     for line, (cost, label) in zip(axes, costs.items(), strict=True):
         for axis, against in zip(line, ("dim", "flows"), strict=True):
             for name in FLOWS:
@@ -255,9 +257,12 @@ def draw_growth(rows, path):
                 own = [r for r in own if (r["flows"] == "default") == (against == "dim")]
                 axis.loglog([r[against] for r in own], [r[cost] for r in own], "o-", label=name)
             axis.set(xlabel={"dim": "dimension", "flows": "flows, at 20 dimensions"}[against])
+            axis.set_xticks(ticks[against], ticks[against])
+            axis.set_xticks([], minor=True)
         line[0].set_ylabel(label)
-    axes[0, 0].legend()
-    figure.tight_layout()
+    axes[0, 0].set_yticks([2, 5, 10], [2, 5, 10])
+    axes[0, 0].set_yticks([], minor=True)
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=4)
     figure.savefig(path, dpi=120)
 
 

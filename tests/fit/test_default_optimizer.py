@@ -108,6 +108,19 @@ def test_more_coordinates_take_smaller_steps(key):
         )
 
 
+def test_wide_and_deep_flows_take_smaller_steps(key):
+    """A coupling layer moves half of the coordinates, so two of them count as one layer."""
+
+    def rate(make, size, num_flows):
+        model = lambda: gx.sample("z", distrax.Normal(jnp.zeros(size), 1.0))  # noqa: E731
+        return make(model, key=key, num_flows=num_flows).learning_rate
+
+    flow, coupling = gx.AutoIAFNormal, gx.AutoRealNVPNormal
+    np.testing.assert_allclose([rate(flow, size, 3) for size in (4, 80)], [0.01, 0.005])
+    np.testing.assert_allclose([rate(flow, 4, depth) for depth in (1, 6)], [0.01, 0.005])
+    np.testing.assert_allclose([rate(coupling, 4, depth) for depth in (4, 12)], [0.01, 0.005])
+
+
 def members(turned):
     """An update of three members, each of which counts its own steps."""
     params = jnp.ones((3, 4))

@@ -21,6 +21,11 @@ class AbstractLayer(eqx.Module):
     fields, because their pytree structure depends on which of their leaves are arrays.
     """
 
+    @property
+    def depth(self) -> float:
+        """How many times it moves each coordinate, on average."""
+        return 1.0
+
     @abc.abstractmethod
     def bijector(self) -> distrax.Bijector:
         """Return the map, over vectors with any leading axes."""

@@ -22,6 +22,11 @@ class Composition(AbstractLayer):
     def __init__(self, layers: Sequence[AbstractLayer]):
         self.layers = tuple(layers)
 
+    @property
+    def depth(self) -> float:
+        """That of all layers together."""
+        return sum(layer.depth for layer in self.layers)
+
     def bijector(self) -> distrax.Bijector:
         """Return the map, over vectors with any leading axes."""
         return distrax.Chain([layer.bijector() for layer in self.layers[::-1]])

@@ -33,6 +33,11 @@ class AbstractCoupling(AbstractLayer):
     network: eqx.AbstractVar[Network]
     moved: eqx.AbstractVar[tuple[bool, ...]]  # static: for each coordinate, whether it moves
 
+    @property
+    def depth(self) -> float:
+        """The share of the coordinates that move."""
+        return sum(self.moved) / len(self.moved)
+
     @abc.abstractmethod
     def scalar_map(self, parameters: Float[Array, "*batch moved count"]) -> distrax.Bijector:
         """Return the map of each coordinate that moves, from its parameters."""

@@ -48,6 +48,11 @@ class Reversal(AbstractLayer):
 
     dim: int = eqx.field(static=True)
 
+    @property
+    def depth(self) -> float:
+        """None: nothing is learned."""
+        return 0.0
+
     def bijector(self) -> distrax.Bijector:
         """Return the reordering."""
         return Rearrangement(np.arange(self.dim)[::-1])
