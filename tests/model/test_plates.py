@@ -160,6 +160,12 @@ def test_plates_of_another_size(entry, key):
         pytest.param(gx.ELBO(), Hierarchy.takes_rows, id="ELBO-takes_rows"),
         pytest.param(gx.ELBO(), Hierarchy.takes_batch, id="ELBO-takes_batch"),
         pytest.param(gx.MeanFieldELBO(), Hierarchy.takes_rows, id="mean field-takes_rows"),
+        pytest.param(
+            gx.MeanFieldELBO(),
+            Hierarchy.takes_batch,
+            id="mean field-takes_batch",
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_the_mean_over_subsets_is_the_full_estimate(entry, objective, model, key):

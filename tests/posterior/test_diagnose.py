@@ -59,7 +59,7 @@ def test_weights_that_rounding_hides_get_no_verdict(key):
 
     lost, kept = far(4.0), far(1e-3)
     assert lost.rounding > 1 > kept.rounding
-    assert "no more than their rounding" in lost.reading and "double precision" in lost.reading
+    assert "less than their rounding" in lost.reading and "double precision" in lost.reading
     assert kept.reading.startswith(f"k-hat {float(kept.khat):.2f}: ")
 
 

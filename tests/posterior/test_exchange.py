@@ -56,7 +56,7 @@ def relative_gap(a, b):
 
 
 def cases():
-    """Yield every guide in both precisions. Single precision is quick for one of them only."""
+    """Yield every guide in both precisions. Single precision is slow, but for one guide."""
     for name in NAMES:
         yield pytest.param(name, True, id=f"x64-{name}")
         marks = () if name == "AutoMultivariateNormal" else (pytest.mark.slow,)

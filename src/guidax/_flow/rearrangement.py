@@ -50,7 +50,7 @@ class Reversal(AbstractLayer):
 
     @property
     def depth(self) -> float:
-        """None: nothing is learned."""
+        """Zero: nothing is learned."""
         return 0.0
 
     def bijector(self) -> distrax.Bijector:

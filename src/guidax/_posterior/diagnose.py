@@ -156,9 +156,9 @@ class Diagnosis(eqx.Module):
         if math.isinf(k) and number <= 20:
             return f"no k-hat: {number} draws are too few, take 1000 at least."
         rounding = float(self.rounding)
-        if rounding > 1 and float(self.elbo_error) * math.sqrt(number) < 2 * rounding:
+        if rounding > 1 and float(self.elbo_error) * math.sqrt(number) < rounding:
             return (
-                f"no k-hat: the log weights differ by no more than their rounding, {rounding:.1f} "
+                f"no k-hat: the log weights differ by less than their rounding, {rounding:.1f} "
                 "nats, since the log density is so large. Compute in double precision "
                 '(jax.config.update("jax_enable_x64", True)).'
             )
