@@ -230,15 +230,22 @@ def test_batches_go_on_at_their_step(stream, tmp_path):
         stream([rows_at(step) for step in range(30)], checkpoint=checkpoint)
 
 
-def test_row_sparse_steps_go_on_to_the_same_bits(tmp_path):
+@pytest.mark.parametrize("x64", [False, True])
+def test_row_sparse_steps_go_on_to_the_same_bits(x64, tmp_path):
+    """In both precisions: the losses of a file have the precision of the run."""
+    with jax.enable_x64(x64):
+        check_row_sparse_steps(np.asarray(Y, float if x64 else np.float32), tmp_path)
+
+
+def check_row_sparse_steps(y, tmp_path):
     def model(y):
         centre = gx.sample("centre", distrax.Normal(0.0, 10.0))
         with gx.plate("row", 8, subsample_size=3) as rows:
             z = gx.sample("z", distrax.Normal(centre, 1.0))
             gx.sample("y", distrax.Normal(z, 1.0), obs=y[rows])
 
-    guide = gx.AutoNormal(model, Y, key=jax.random.key(0))
-    fit = functools.partial(run, guide, Y, row_sparse=True, optimizer=optax.adam)
+    guide = gx.AutoNormal(model, y, key=jax.random.key(0))
+    fit = functools.partial(run, guide, y, row_sparse=True, optimizer=optax.adam)
     checkpoint = gx.Checkpoint(tmp_path, every=20)
     with pytest.raises(Killed):
         fit(checkpoint=checkpoint, progress=killed_after(30))

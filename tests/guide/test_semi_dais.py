@@ -199,7 +199,7 @@ def test_a_robust_regression(key):
     def elbo(constructor, rows):
         args = gx.Batch(X, y, rows)
         guide = constructor(regression, args, key=key)
-        schedule = optax.piecewise_constant_schedule(1e-3, {15_000: 0.1, 30_000: 0.1})
+        schedule = optax.piecewise_constant_schedule(3e-3, {15_000: 0.1, 30_000: 0.1})
         guide = gx.fit(
             key,
             guide,
@@ -218,7 +218,7 @@ def test_a_robust_regression(key):
     found = {rows: elbo(semi, rows) for rows in (12, 16)}
     assert abs(found[12] - found[16]) < 0.05, found
     assert min(found.values()) > mean_field + 0.3, (found, mean_field)
-    assert min(found.values()) > 1.1, found
+    assert min(found.values()) > 1.2, found
 
 
 ARGUMENTS = {

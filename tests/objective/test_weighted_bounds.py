@@ -59,7 +59,7 @@ def test_fits_with_them(key):
     mean, scale = ConjugateNormal.posterior()
     for objective in (gx.IWELBO(8), gx.RenyiELBO(0.5, 8)):
         result = gx.fit(
-            key, guide, DATA, steps=1500, learning_rate=0.1, objective=objective, progress=False
+            key, guide, DATA, steps=4000, learning_rate=0.1, objective=objective, progress=False
         )
         fitted = result.guide
         assert abs(float(fitted.family.loc["z"]) - mean) < 0.15 * scale

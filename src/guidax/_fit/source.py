@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from .._caller import warn_caller
@@ -48,7 +49,7 @@ class OneBatch(AbstractSource):
         kept; where a stride meets a bad step it is done again, up to it. So which program takes a
         step does not depend on how steps are cut into strides, nor does its last bit.
         """
-        before = np.zeros(0)
+        before = _no_losses()
         if _is_worth_trying(moving, run):
             after, losses, is_finite = self._try(moving, run, n)
             if is_finite:
@@ -88,6 +89,11 @@ class OneBatch(AbstractSource):
         return self._batch
 
 
+def _no_losses() -> np.ndarray:
+    """Return no losses, of the dtype that losses have: an empty float64 would make them float64."""
+    return np.zeros(0, jnp.result_type(float))
+
+
 def _is_worth_trying(moving: Moving, run: Run) -> bool:
     """Say whether to take steps without a guard: what a bad step spoils must be kept beside it."""
     recipe = run.recipe
@@ -125,7 +131,7 @@ class Batches(AbstractSource):
             moving, loss = advance_in_place(moving, run, batch, as_int32(1), capacity=1)
             self._recent.append(batch)
             losses.append(loss)
-        return moving, np.concatenate(jax.device_get(losses)) if losses else np.zeros(0)
+        return moving, np.concatenate(jax.device_get(losses)) if losses else _no_losses()
 
     def skip(self, n: int) -> None:
         """Go on counting `n` steps later."""
