@@ -2,6 +2,7 @@
 
 import functools
 
+import distrax
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -17,6 +18,7 @@ from numpyro.infer.util import log_density
 
 import guidax as gx
 from assertions import distance
+from guidax._family.vector import ravel_rows
 
 K = 3
 NAMES = ["AutoDAIS", "AutoSurrogateLikelihoodDAIS"]
@@ -149,6 +151,100 @@ def test_moves_that_numpyro_does_not_make_are_named(key):
         gx.to_numpyro_params(low_rank, y)
     with pytest.raises(TypeError, match="inside a transformation"):
         jax.jit(lambda g: gx.to_numpyro_params(g, y))(ours)
+
+
+def global_model(y):
+    """What all rows share."""
+    return numpyro.sample("m", dist.Normal(0.0, 2.0)), y
+
+
+def local_model(shared):
+    """Two latents for each of four rows, which come in another order than that of their names."""
+    m, y = shared
+    with numpyro.plate("rows", 4, subsample_size=2) as rows:
+        z = numpyro.sample("z", dist.Normal(m, 1.0).expand([2]).to_event(1))
+        scale = numpyro.sample("scale", dist.HalfNormal(1.0))
+        numpyro.sample("y", dist.Normal(z.sum(-1), scale), obs=y[rows])
+
+
+def by_rows(y):
+    local_model(global_model(y))
+
+
+def both_by_rows(y, key, *, shared=False, **options):
+    """Return AutoSemiDAIS of guidax and of NumPyro, with parameters that differ by row."""
+    asked = {"K": K, "eta_init": 0.05, "eta_max": 0.3, "use_global_dais_params": shared}
+    ours = gx.AutoSemiDAIS(gx.from_numpyro(by_rows), y, key=key, **asked, **options)
+    theirs = autoguide.AutoSemiDAIS(
+        by_rows, local_model, autoguide.AutoNormal(global_model), **asked
+    )
+    svi = SVI(by_rows, theirs, numpyro.optim.Adam(0.1), Trace_ELBO())
+    params = svi.get_params(svi.init(jax.random.key(1), y))
+    random = np.random.default_rng(0)
+    moved = {n: x * random.uniform(0.5, 1.5, x.shape) for n, x in params.items()}
+    moved["auto_eta_coeff"] = random.uniform(0.0, 0.1, jnp.shape(params["auto_eta_coeff"]))
+    moved["auto_gamma"] = random.uniform(0.3, 0.8, jnp.shape(params["auto_gamma"]))
+    moved["auto_z_0_loc"] = random.normal(size=(4, 3))
+    return ours, theirs, jax.tree.map(lambda x: jnp.asarray(x, float), moved)
+
+
+@pytest.mark.parametrize("shared", [False, True], ids=["by row", "shared"])
+def test_rows_move_as_in_numpyro(shared, key):
+    y, rows = jnp.asarray([*Y, 0.5], float), jnp.array([3, 1])
+    ours, theirs, params = both_by_rows(y, key, shared=shared)
+    assert gx.to_numpyro_params(ours).keys() == params.keys()
+    ours = gx.from_numpyro_params(ours, params)
+    tolerance = 1e-11 if jax.config.jax_enable_x64 else 1e-4
+    assert distance(gx.to_numpyro_params(ours), params) < tolerance
+
+    batch = ours.admit(gx.Batch(y).at(rows=rows))
+    target = gx.Target(ours.model, batch, key, {"rows": rows})
+    draw = ours.family.draw(key, target)
+    score = target.score(draw)
+    # What the rows start from, and their noise, as NumPyro has it: the first momenta come last.
+    start, noise = random.split(random.split(key)[1])
+    local = ours.family.parts[1]
+    z = ravel_rows(local.base.draw(start, target).values, local.sites, "rows")
+    noise = jnp.moveaxis(jnp.roll(local._noise(noise, z, rows), -1, axis=0), 0, -1)
+    mass = params["auto_mass_matrix"][rows] if not shared else params["auto_mass_matrix"]
+    given = {"auto_z_0": z, "auto_momentum": mass[..., None] * noise, "m": draw.values["m"]}
+    guide = handlers.seed(theirs, 0)
+    log_q, trace = log_density(
+        handlers.substitute(guide, params | given | {"rows": rows}), (y,), {}, {}
+    )
+    latents = {n: trace[n]["value"] for n in ("m", "z", "scale")}
+    log_p, _ = log_density(
+        handlers.substitute(handlers.seed(by_rows, 0), {"rows": rows}), (y,), {}, latents
+    )
+    for n, x in latents.items():
+        np.testing.assert_allclose(score.values[n], x, rtol=tolerance, atol=tolerance)
+    np.testing.assert_allclose(score.log_q - score.log_det, log_q, rtol=tolerance)
+    np.testing.assert_allclose(score.log_weight, log_p - log_q, rtol=tolerance, atol=tolerance)
+
+
+def test_rows_that_numpyro_does_not_move_are_named(key):
+    y = jnp.asarray([*Y, 0.5], float)
+    ours, _, params = both_by_rows(y, key)
+    steps = ours.family.parts[1].dynamics.raw_step_size
+    uneven = eqx.tree_at(
+        lambda g: g.family.parts[1].dynamics.raw_step_size, ours, steps.at[2, 1].set(0.5)
+    )
+    with pytest.raises(ValueError, match=r"are \[0.05 +0.15\d* +0.05 *\] at the temperatures"):
+        gx.to_numpyro_params(uneven)
+    with pytest.raises(ValueError, match="eta0.*eta_max = 0.3"):
+        gx.from_numpyro_params(ours, params | {"auto_eta0": jnp.array([0.1, 0.4, 0.1, 0.1])})
+    with pytest.raises(ValueError, match=r"'auto_z_0_loc' has shape \(3,\); the guide's is"):
+        gx.from_numpyro_params(ours, params | {"auto_z_0_loc": jnp.zeros(3)})
+    by_program, _, _ = both_by_rows(y, key, local_guide=gx.program(from_zero))
+    with pytest.raises(TypeError, match="start from independent normals.*ProgramFamily"):
+        gx.to_numpyro_params(by_program)
+
+
+def from_zero(y):
+    """A guide for the rows' latents."""
+    with gx.plate("rows", 4, subsample_size=2):
+        gx.sample("z", distrax.Independent(distrax.Normal(jnp.zeros(2), 1.0), 1))
+        gx.sample("scale", distrax.LogStddevNormal(jnp.zeros(()), 0.0))
 
 
 def test_a_surrogate_without_its_parameters(key):

@@ -16,6 +16,7 @@ from .._family.dais import AbstractDAIS
 from .._family.diagonal import DiagonalNormal
 from .._family.flow import Flow
 from .._family.laplace import LaplacePoint
+from .._family.local_dais import LocalDAIS
 from .._family.low_rank import LowRankNormal
 from .._family.multivariate import MultivariateNormal
 from .._family.normal import MeanFieldNormal
@@ -28,7 +29,7 @@ from .._model.bijector_maps import inverse_softplus
 from .._model.matrix_maps import ScaledUnitLowerCholesky
 from .._model.model import AbstractModel, at_zero
 from .._model.target import Draw
-from .exchange_dais import dais_inward, dais_outward
+from .exchange_dais import dais_inward, dais_outward, local_dais_inward, local_dais_outward
 from .exchange_flow import flow_inward, flow_outward
 
 
@@ -53,8 +54,8 @@ def to_numpyro_params(
     Raises:
         TypeError: If NumPyro has no such guide.
         ValueError: If two parts of a list would share a name, if a batched normal holds several
-            sites, which NumPyro's lays out otherwise, or if the moves of `AutoDAIS` are none of
-            NumPyro's: see `docs/differences.md`.
+            sites, which NumPyro's lays out otherwise, or if the moves of an annealed guide are none
+            of NumPyro's: see `docs/differences.md`.
     """
     batch = _batch(guide, args, kwargs)
     found = dict(guide.param_values(batch))
@@ -132,7 +133,9 @@ def _shapes(tree: Any) -> Any:
 
 
 def _parts(family: AbstractFamily) -> tuple[AbstractFamily, ...]:
-    return family.parts if isinstance(family, Product) else (family,)
+    if not isinstance(family, Product):
+        return (family,)
+    return tuple(each for part in family.parts for each in _parts(part))
 
 
 def _outward(family: AbstractFamily, prefix: str, guide: AutoGuide, batch: Batch) -> dict[str, Any]:
@@ -159,6 +162,8 @@ def _outward(family: AbstractFamily, prefix: str, guide: AutoGuide, batch: Batch
         return {f"{prefix}_loc": family.loc}
     if isinstance(family, AbstractDAIS):
         return dais_outward(family, prefix)
+    if isinstance(family, LocalDAIS):
+        return local_dais_outward(family, prefix)
     if isinstance(family, Flow):
         return flow_outward(family, prefix)
     raise _unknown(family)
@@ -203,6 +208,8 @@ def _inward(
             return moved
         surrogate = _with_params(moved.surrogate, read.params, moved.data.value)
         return eqx.tree_at(lambda f: f.surrogate, moved, surrogate)
+    if isinstance(family, LocalDAIS):
+        return local_dais_inward(family, read, prefix)
     if isinstance(family, Flow):
         return flow_inward(family, read.params, prefix)
     loc = read(f"{prefix}_loc", _loc_of(family))
