@@ -244,7 +244,7 @@ def test_bounds_stay_below_the_evidence(entry, key):
         objectives = (gx.ELBO(), gx.MeanFieldELBO())
         return [-jax.vmap(lambda k, o=o: o(guide, k, data))(keys) for o in objectives]
 
-    fitted = gx.fit(key, guide, data, steps=300, progress=False).guide
+    fitted = gx.fit(key, guide, data, steps=2_000, progress=False).guide
     after = elbos(fitted)
     for found in (*elbos(guide), *after):
         assert float(found.mean()) < evidence + 5 * float(found.std()) / 4_000**0.5

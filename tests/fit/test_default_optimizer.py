@@ -121,6 +121,23 @@ def test_wide_and_deep_flows_take_smaller_steps(key):
     np.testing.assert_allclose([rate(coupling, 4, depth) for depth in (4, 12)], [0.01, 0.005])
 
 
+def test_a_part_goes_at_most_three_times_as_fast_as_the_slowest(key):
+    """The first step of Adam is as long as its rate, in units: one for points and flows."""
+
+    def model():
+        for name in "ab":
+            gx.sample(name, distrax.Normal(jnp.full(2, 5.0), 1.0))
+
+    def first_steps(flow):
+        guide = gx.AutoGuideList(model, key=key, parts={"a": gx.AutoDelta, "b": flow})
+        after = gx.fit(key, guide, steps=1, progress=False).guide
+        pairs = zip(guide.family.parts, after.family.parts, strict=True)
+        return [distance(a, b) for a, b in pairs]
+
+    np.testing.assert_allclose(first_steps(gx.AutoIAFNormal), [0.03, 0.01], rtol=1e-4)
+    np.testing.assert_allclose(first_steps(gx.AutoDelta), [0.3, 0.3], rtol=1e-4)
+
+
 def members(turned):
     """An update of three members, each of which counts its own steps."""
     params = jnp.ones((3, 4))

@@ -102,7 +102,7 @@ def test_the_elbo_grows_with_the_number_of_steps(key):
     found = []
     for K in (1, 4, 16):
         guide = gx.AutoDAIS(ridge, key=key, K=K, eta_max=0.5, eta_init=0.05)
-        result = gx.fit(key, guide, steps=1500, progress=False, objective=gx.ELBO(4))
+        result = gx.fit(key, guide, steps=5_000, progress=False, objective=gx.ELBO(4))
         each = elbos(result.guide, count=20_000)
         error = each.std() / len(each) ** 0.5
         assert each.mean() < 5 * error  # the evidence is one

@@ -346,7 +346,7 @@ def test_guides_for_globals_and_for_the_base(name, shared, key):
     options = {"eta_init": 0.05, "eta_max": 0.6, "use_global_dais_params": shared}
     guide = gx.AutoSemiDAIS(hierarchy, DATA, key=key, **GUIDES[name](key), **options)
     start = guide
-    guide = gx.fit(key, guide, DATA, steps=800, learning_rate=0.03, progress=False).guide
+    guide = gx.fit(key, guide, DATA, steps=2_000, progress=False).guide
     assert all(
         bool(jnp.any(a != b))
         for a, b in zip(jax.tree.leaves(start), jax.tree.leaves(guide), strict=True)

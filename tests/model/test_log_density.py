@@ -28,7 +28,7 @@ EVIDENCE = np.log(2 * np.pi * 0.25) + 0.5 * np.log(2 * np.pi * 0.09)
 def test_a_fit_reaches_the_normalizer(entry, key):
     model = gx.from_log_density(gaussian, EXAMPLE, SUPPORTS)
     guide = entry.make(model, MEAN, key=key, init_loc_fn=gx.init_to_feasible())
-    fitted = gx.fit(key, guide, MEAN, steps=1500, objective=gx.ELBO(8), progress=False).guide
+    fitted = gx.fit(key, guide, MEAN, steps=3_000, objective=gx.ELBO(8), progress=False).guide
     draws = fitted.sample_posterior(key, MEAN, sample_shape=(10_000,))
     assert draws.keys() == {"x", "inner.y", *dict(entry.beside)}
     assert bool(jnp.all(draws["inner.y"] > 0))

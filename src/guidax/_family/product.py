@@ -14,6 +14,8 @@ from .._model.trace import LatentSpec
 from .._types import Key
 from .base import AbstractFamily
 
+MOST_AHEAD = 3.0  # how many times a step of the slowest part another's may be
+
 
 def joined_params(a: dict[str, Any], b: dict[str, Any]) -> dict[str, Any]:
     """Join the `param` sites of two programs.
@@ -44,12 +46,24 @@ class Product(AbstractFamily):
 
     @property
     def learning_rate(self) -> float:
-        """The smallest of the parts'."""
+        """The smallest of the parts'; see `units` for the others."""
         return min((part.learning_rate for part in self.parts), default=1.0)
 
     def units(self) -> Any:
-        """Return those of the parts."""
-        parts = tuple(part.units() for part in self.parts)
+        """Return those of the parts, up to three times as long where a part asks for a higher rate.
+
+        Normals ask for thirty times the rate of flows and of annealed moves. Held to the latter,
+        they were 3 nats behind after 1,000 steps (a hierarchical model with 26 latents); at their
+        own, 0.2 nats after 4,000, since they ran ahead of their neighbours, and one fit in four
+        was lost.
+        """
+        slowest = self.learning_rate
+
+        def longer(part: AbstractFamily) -> Any:
+            share = min(MOST_AHEAD, part.learning_rate / slowest)
+            return jax.tree.map(lambda unit: share * unit, part.units())
+
+        parts = tuple(longer(part) for part in self.parts)
         return eqx.tree_at(lambda family: family.parts, self, parts)
 
     def locations(self) -> Any:
