@@ -40,10 +40,26 @@ add_module_names = False
 toc_object_entries_show_parents = "hide"
 python_maximum_signature_line_length = 88
 
+GALLERY_ORDER = [
+    "eight_schools.py",
+    "numpyro_model.py",
+    "log_density.py",
+    "logistic_regression.py",
+    "hierarchy.py",
+    "funnel.py",
+    "neural_network.py",
+    "vae.py",
+    "ensemble.py",
+    "streaming.py",
+    "sharding.py",
+    "many_hosts.py",
+]
+
 # The gallery: each file of examples/ runs once, and its pictures and output are kept.
 sphinx_gallery_conf: dict[str, Any] = {
     "examples_dirs": ["../examples"],
     "gallery_dirs": ["gallery"],
+    "within_subsection_order": GALLERY_ORDER.index,
     "filename_pattern": r"/(?!many_hosts)\w+\.py$",  # that one starts processes of its own
     "matplotlib_animations": False,
     "download_all_examples": False,
@@ -72,6 +88,8 @@ html_theme_options = {
 }
 
 PUBLIC = re.compile(r"(?<!`)`gx\.([\w.]+)`(?!`)")
+QUALIFIED_ARRAY = re.compile(r"~?(?:jax\.)?jaxlib\._jax\.Array")
+QUALIFIED_PART = re.compile(r"~(?:jaxtyping\.|numpy\.(?=ndarray|bool|number))")
 ARRAY_LIKE = "Array | ndarray | bool | number | bool | int | float | complex"
 KEY = re.compile(r"Key\[[^\]]*\](?: \| UInt32\[[^\]]*\])+")
 
@@ -98,8 +116,10 @@ def shorten_types(
     def shorten(text: str | None) -> str | None:
         if text is None:
             return None
-        text = KEY.sub("Key", text).replace("jaxlib._jax.Array", "Array")
-        text = text.replace(ARRAY_LIKE, "ArrayLike")
+        text = QUALIFIED_ARRAY.sub("Array", QUALIFIED_PART.sub("", text))
+        text = KEY.sub("Key", text).replace(ARRAY_LIKE, "ArrayLike")
+        if "UInt32" in text or "jaxlib" in text:
+            raise ValueError(f"{name}: a type is not written as the source does: {text}")
         return re.sub(r"(?<=Array, ')\s+", "", text)
 
     return shorten(signature), shorten(returned)

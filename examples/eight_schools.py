@@ -1,11 +1,11 @@
 """
-Eight schools, with four guides
+Eight schools, with five guides
 ===============================
 
 Eight schools tried coaching for a test. Each reports an estimated effect and its standard error
 (D. B. Rubin, "Estimation in parallel randomized experiments", Journal of Educational Statistics
 6(4), 1981, table 1). The schools differ by an unknown amount tau, which eight numbers pin down
-badly: the posterior is a funnel, wide where tau is large and narrow where it is small. Four guides
+badly: the posterior is a funnel, wide where tau is large and narrow where it is small. Five guides
 are fitted to it, with the model written in two ways, and compared with reference figures.
 
 Run as a script it writes a picture: ``python examples/eight_schools.py [PICTURE.png]``.
@@ -68,16 +68,17 @@ def noncentred(effect, standard_error):
 
 
 # %%
-# Four guides
+# Five guides
 # -----------
 # Each is a constructor, and ``gx.fit`` trains what it makes. DAIS, annealed importance sampling,
-# begins at a fitted guide and moves its draws on towards the posterior. ``gx.diagnose`` draws from
-# a guide and weighs the draws.
+# begins at a fitted guide and moves its draws on towards the posterior. IAF and RealNVP are flows,
+# which bend a normal. ``gx.diagnose`` draws from a guide and weighs the draws.
 
 GUIDES = {
     "mean-field": gx.AutoNormal,
     "full rank": gx.AutoMultivariateNormal,
-    "flow": gx.AutoIAFNormal,
+    "IAF": gx.AutoIAFNormal,
+    "RealNVP": gx.AutoRealNVPNormal,
     "DAIS": functools.partial(gx.AutoDAIS, K=4, whiten=True, eta_max=1.0),
 }
 MODELS = {"centred": centred, "non-centred": noncentred}
@@ -181,7 +182,7 @@ ordered = np.sort(density, axis=None)[::-1]
 held = np.cumsum(ordered) / ordered.sum()
 levels = [ordered[np.searchsorted(held, mass)] for mass in (0.95, 0.8, 0.5)]
 
-figure, axes = plt.subplots(2, len(GUIDES), figsize=(11.5, 6.4), sharex=True, sharey=True)
+figure, axes = plt.subplots(2, len(GUIDES), figsize=(14, 6.4), sharex=True, sharey=True)
 for axis, ((written, name), diagnosis) in zip(axes.flat, diagnoses.items(), strict=True):
     columns = by_row(diagnosis)
     axis.scatter(
@@ -201,7 +202,7 @@ for axis in axes[-1]:
 for axis in axes[:, 0]:
     axis.set_ylabel(r"$\log\,\tau$")
 axes[0, 0].legend(loc="lower right", frameon=False, fontsize="small", markerscale=2.5)
-figure.suptitle("Eight schools: four guides on one posterior, written in two ways")
+figure.suptitle("Eight schools: five guides on one posterior, written in two ways")
 figure.tight_layout()
 
 path = sys.argv[1] if len(sys.argv) > 1 else "eight_schools.png"

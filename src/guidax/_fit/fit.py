@@ -68,7 +68,7 @@ def fit(
         trainable: A function of the guide that returns the parts of it to train, such as
             `lambda guide: guide.family`. The rest stays as it is. None for all.
         progress: None shows a bar, `False` nothing, and a function is called with the number of
-            steps taken so far and the last loss, about ten times a second. Inside transformations
+            steps taken so far and the last loss, about once a second. Inside transformations
             nothing is shown.
         checkpoint: A `gx.Checkpoint`: the same call made again after the process was killed goes on
             from the newest file, to the last bit of what it would have come to, and one that had
