@@ -209,7 +209,7 @@ def test_every_option_is_heard(key):
     assert (3, 15) in shapes(gx.AutoBNAFNormal, hidden_factors=(5,))
     few, many = (shapes(gx.AutoNSFNormal, num_flows=1, num_bins=n) for n in (2, 6))
     assert few != many
-    assert shapes(gx.AutoIAFNormal)[2] == (3, 3)  # as wide as the vector is long
+    assert shapes(gx.AutoIAFNormal)[2] == (4, 3)  # as wide as the vector is long, and biases
     for name, count in {"IAF": 3, "BNAF": 1}.items():
         layers = getattr(gx, f"Auto{name}Normal")(model, key=key).family.flow.layers
         assert len(layers) == 2 * count - 1  # with reversals between

@@ -55,7 +55,7 @@ class InverseAutoregressive(AbstractAutoregressive):
     def location_and_log_scale(self, x: Vector) -> tuple[Vector, Vector]:
         """Return `m(x)` and `s(x)`."""
         dim = x.shape[0]
-        hidden_dims = tuple(weight.shape[1] for weight in self.network.weights[:-1])
+        hidden_dims = tuple(layer.shape[1] for layer in self.network.layers[:-1])
         outputs = self.network(x, dense_masks(dim, hidden_dims), skip_mask(dim))
         return outputs[:dim], _slowed(outputs[dim:])
 

@@ -93,8 +93,8 @@ def _exchangeable(family: Flow) -> list[Any]:
 
 def _require_same_masks(layer: InverseAutoregressive, dim: int) -> None:
     """Refuse widths for which NumPyro connects the hidden units otherwise."""
-    for weight in layer.network.weights[:-1]:
-        width = weight.shape[1]
+    for dense in layer.network.layers[:-1]:
+        width = dense.shape[1]
         if width < dim:
             raise ValueError(
                 f"NumPyro refuses hidden layers of {width} units for {dim} coordinates: give "
@@ -115,11 +115,8 @@ def _folded(layer: Any, loc: Array, scale: Array) -> Any:
         return eqx.tree_at(lambda x: (x.log_scales[-1], x.biases[-1]), layer, moved)
     gain = jnp.concatenate([scale, jnp.ones_like(scale)])  # of locations, and of log-scales
     network, shift = layer.network, jnp.concatenate([loc, jnp.log(scale)])
-    network = eqx.tree_at(
-        lambda x: (x.weights[-1], x.biases[-1]),
-        network,
-        (network.weights[-1] * gain, network.biases[-1] * gain + shift),
-    )
+    last = (network.layers[-1] * gain).at[-1].add(shift)
+    network = eqx.tree_at(lambda x: x.layers[-1], network, last)
     if network.skip is not None:
         network = eqx.tree_at(lambda x: x.skip, network, network.skip * gain)
     return eqx.tree_at(lambda x: x.network, layer, network)
@@ -129,8 +126,8 @@ def _require_no_clamp(layers: list[Any]) -> None:
     """Refuse inverse autoregressive layers that NumPyro would clamp at a draw."""
     if not isinstance(layers[0], InverseAutoregressive):
         return
-    dim = layers[0].network.weights[0].shape[0]
-    x = random.normal(random.key(0), (_CHECKS, dim), layers[0].network.weights[0].dtype)
+    first = layers[0].network.layers[0]
+    x = random.normal(random.key(0), (_CHECKS, first.shape[0] - 1), first.dtype)
     for i, layer in enumerate(layers):
         x = x[:, ::-1] if i else x
         location, log_scale = jax.vmap(layer.location_and_log_scale)(x)
@@ -150,8 +147,29 @@ def _layout(layer: Any) -> Any:
         dense = _between(list(triples))
         return dense if layer.gate is None else [(), (dense, ()), layer.gate]
     network = layer.network
-    dense = _between(list(zip(network.weights, network.biases, strict=True)))
+    dense = _between([(matrix[:-1], matrix[-1]) for matrix in network.layers])
     return dense if network.skip is None else [(), (dense, network.skip), ()]
+
+
+def _from_layout(layer: Any, given: Any) -> AbstractLayer:
+    """Return the layer with parameters that are nested as NumPyro does."""
+    if isinstance(layer, BlockAutoregressive):
+        dense, gate = (given, None) if layer.gate is None else (given[1][0], given[2])
+        read = (*(tuple(x) for x in zip(*dense[::2], strict=True)), gate)
+        return eqx.tree_at(
+            lambda x: (x.weights, x.log_scales, x.biases, x.gate),
+            layer,
+            read,
+            is_leaf=lambda x: x is None,
+        )
+    dense, skip = (given, None) if layer.network.skip is None else given[1]
+    layers = tuple(jnp.concatenate([weight, bias[None]]) for weight, bias in dense[::2])
+    return eqx.tree_at(
+        lambda x: (x.network.layers, x.network.skip),
+        layer,
+        (layers, skip),
+        is_leaf=lambda x: x is None,
+    )
 
 
 def _between(dense: list[Any]) -> list[Any]:
@@ -170,18 +188,7 @@ def _read(layer: Any, params: Mapping[str, Any], name: str) -> AbstractLayer:
     own, theirs = (jax.tree.map(jnp.shape, x) for x in (like, given))
     if jax.tree.structure(like) != jax.tree.structure(given) or own != theirs:
         raise ValueError(f"{name!r} has shapes {theirs}; the guide's are {own}.")
-    cast = jax.tree.map(lambda x, at: x.astype(at.dtype), given, like)
-    # The order in which NumPyro nests the leaves is not that of the layer's fields.
-    places = jax.tree.leaves(_layout(_numbered(layer)))
-    found = dict(zip(places, jax.tree.leaves(cast), strict=True))
-    treedef = jax.tree.structure(layer)
-    return jax.tree.unflatten(treedef, [found[i] for i in range(treedef.num_leaves)])
-
-
-def _numbered(layer: AbstractLayer) -> Any:
-    """Return the layer with the number of each leaf in its place."""
-    treedef = jax.tree.structure(layer)
-    return jax.tree.unflatten(treedef, range(treedef.num_leaves))
+    return _from_layout(layer, jax.tree.map(lambda x, at: x.astype(at.dtype), given, like))
 
 
 def _identity(affine: Any) -> Any:
