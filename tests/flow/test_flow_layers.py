@@ -16,18 +16,22 @@ from jax import random
 from assertions import distance, precision
 from guidax._flow.block_autoregressive import BlockAutoregressive, activation
 from guidax._flow.composition import Composition
-from guidax._flow.coupling import AffineCoupling, SplineCoupling, moved_by
+from guidax._flow.coupling import AffineCoupling, SplineCoupling, moved_by, widths_between
 from guidax._flow.inverse_autoregressive import InverseAutoregressive
 from guidax._flow.masks import block_masks, dense_masks, hidden_degrees
+from guidax._flow.network import make_networks
 from guidax._flow.rearrangement import Reversal
 
 DTYPE = jnp.result_type(float)
 KEY = random.key(0)
 
 
+def network(widths, **options):
+    return make_networks(KEY, [widths], jax.nn.elu, dtype=DTYPE, **options)[0]
+
+
 def autoregressive(dim, skips=False):
-    options = {"skips": skips, "key": KEY, "dtype": DTYPE}
-    return InverseAutoregressive(dim, (dim, dim), jax.nn.elu, **options)
+    return InverseAutoregressive(network((dim, dim, dim, 2 * dim), skips=skips))
 
 
 def block(dim, factors=(4, 3), gated=False):
@@ -35,11 +39,13 @@ def block(dim, factors=(4, 3), gated=False):
 
 
 def affine(dim, index=0):
-    return AffineCoupling(dim, index, (8,), jax.nn.elu, key=KEY, dtype=DTYPE)
+    moved = moved_by(dim, index)
+    return AffineCoupling(network(widths_between(moved, (8,), 2)), moved)
 
 
 def spline(dim, index=0):
-    return SplineCoupling(dim, index, (8,), 4, jax.nn.elu, key=KEY, dtype=DTYPE)
+    moved = moved_by(dim, index)
+    return SplineCoupling(network(widths_between(moved, (8,), 13)), moved)
 
 
 FLOWS = {

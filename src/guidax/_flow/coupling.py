@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Callable
+from collections.abc import Sequence
 from typing import Any, TypeVar
 
 import distrax
 import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, DTypeLike, Float
+from jaxtyping import Array, Float
 
-from .._types import Key
 from .base import AbstractLayer, Vector, pull_back_by_inverse
 from .network import Network
 from .rearrangement import Rearrangement
@@ -73,31 +72,13 @@ class AbstractCoupling(AbstractLayer):
 class AffineCoupling(AbstractCoupling):
     """`y = exp(s) x + m`, with `s` between -3 and 3: real NVP. It starts as the identity.
 
-    Args:
-        dim: Length of the vector.
-        index: Which layer of a flow it is: decides which coordinates move.
-        hidden_dims: Widths of the network's hidden layers.
-        nonlinearity: Of the network.
-        key: For its weights.
-        dtype: Of its weights.
+    Attributes:
+        network: From the coordinates that stay to two outputs for each that moves.
+        moved: For each coordinate, whether it moves.
     """
 
     network: Network
     moved: tuple[bool, ...] = eqx.field(static=True)
-
-    def __init__(
-        self,
-        dim: int,
-        index: int,
-        hidden_dims: tuple[int, ...],
-        nonlinearity: Callable[[Array], Array],
-        *,
-        key: Key,
-        dtype: DTypeLike,
-    ):
-        self.moved = moved_by(dim, index)
-        widths = _widths(self.moved, hidden_dims, 2)
-        self.network = Network(widths, nonlinearity, key=key, dtype=dtype)
 
     def scalar_map(self, parameters: Float[Array, "*batch moved count"]) -> distrax.Bijector:
         """Return the affine map."""
@@ -113,33 +94,13 @@ class SplineCoupling(AbstractCoupling):
     Source: Durkan et al. 2019, "Neural spline flows", section 3; here the slopes at the two ends
     are free, so that tails may be heavier or lighter than the base's.
 
-    Args:
-        dim: Length of the vector.
-        index: Which layer of a flow it is: decides which coordinates move.
-        hidden_dims: Widths of the network's hidden layers.
-        num_bins: Pieces of each spline.
-        nonlinearity: Of the network.
-        key: For its weights.
-        dtype: Of its weights.
+    Attributes:
+        network: From the coordinates that stay to `3 bins + 1` outputs for each that moves.
+        moved: For each coordinate, whether it moves.
     """
 
     network: Network
     moved: tuple[bool, ...] = eqx.field(static=True)
-
-    def __init__(
-        self,
-        dim: int,
-        index: int,
-        hidden_dims: tuple[int, ...],
-        num_bins: int,
-        nonlinearity: Callable[[Array], Array],
-        *,
-        key: Key,
-        dtype: DTypeLike,
-    ):
-        self.moved = moved_by(dim, index)
-        widths = _widths(self.moved, hidden_dims, 3 * num_bins + 1)
-        self.network = Network(widths, nonlinearity, key=key, dtype=dtype)
 
     def scalar_map(self, parameters: Float[Array, "*batch moved count"]) -> distrax.Bijector:
         """Return the splines."""
@@ -165,5 +126,8 @@ def moved_by(dim: int, index: int) -> tuple[bool, ...]:
     return tuple((i >> digit) & 1 == index % 2 for i in range(dim))
 
 
-def _widths(moved: tuple[bool, ...], hidden_dims: tuple[int, ...], count: int) -> tuple[int, ...]:
+def widths_between(
+    moved: tuple[bool, ...], hidden_dims: Sequence[int], count: int
+) -> tuple[int, ...]:
+    """Return the widths of a network that has `count` outputs for each coordinate that moves."""
     return (len(moved) - sum(moved), *hidden_dims, sum(moved) * count)

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import equinox as eqx
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, DTypeLike, Float
+from jaxtyping import Array, Float
 
-from .._types import Key
 from .autoregressive import AbstractAutoregressive
 from .base import Vector
 from .masks import dense_masks, skip_mask
@@ -28,29 +25,11 @@ class InverseAutoregressive(AbstractAutoregressive):
     Source: Kingma et al. 2016, "Improving variational inference with inverse autoregressive flow",
     equation 10.
 
-    Args:
-        dim: Length of the vector.
-        hidden_dims: Widths of the hidden layers.
-        skips: Whether inputs are connected to the outputs directly as well.
-        nonlinearity: Of the network.
-        key: For its weights.
-        dtype: Of its weights.
+    Attributes:
+        network: From `dim` inputs to two outputs for each.
     """
 
     network: Network
-
-    def __init__(
-        self,
-        dim: int,
-        hidden_dims: tuple[int, ...],
-        nonlinearity: Callable[[Array], Array],
-        *,
-        skips: bool,
-        key: Key,
-        dtype: DTypeLike,
-    ):
-        widths = (dim, *hidden_dims, 2 * dim)
-        self.network = Network(widths, nonlinearity, skips=skips, key=key, dtype=dtype)
 
     def location_and_log_scale(self, x: Vector) -> tuple[Vector, Vector]:
         """Return `m(x)` and `s(x)`."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -10,6 +11,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import random
 from jaxtyping import Array, DTypeLike, Float
 
 from .._model.static import Static
@@ -20,40 +22,20 @@ _BIAS_SCALE = 0.01
 
 
 class Network(eqx.Module):
-    """`x -> W_n' a(... a(W_1' x + b_1) ...) + b_n`, with the last layer at zero when it starts.
+    """`x -> W_n' a(... a(W_1' x + b_1) ...) + b_n`.
 
     Weights and biases of a layer are one matrix, the biases its last row: half as many leaves are
     half as many updates, which count for more than a small network's arithmetic.
 
-    Weights are drawn with the variance `2 / (inputs + outputs)` of Glorot and Bengio 2010, equation
-    16, masked entries and all. The masks are those of the caller: they are no part of the network,
-    whose leaves are all trained.
-
-    Args:
-        widths: Number of units of each layer, from the inputs to the outputs.
+    Attributes:
+        layers: The matrices.
+        skip: Of connections from the inputs to the outputs, where there are any.
         nonlinearity: What stands between the layers, coordinate by coordinate.
-        skips: Whether inputs are also connected to the outputs directly.
-        key: For the weights.
-        dtype: Of the weights.
     """
 
     layers: tuple[Float[Array, "_inputs_and_one _outputs"], ...]
     skip: Float[Array, "_inputs _outputs"] | None
     nonlinearity: Static = eqx.field(static=True)
-
-    def __init__(
-        self,
-        widths: Sequence[int],
-        nonlinearity: Callable[[Array], Array],
-        *,
-        skips: bool = False,
-        key: Key,
-        dtype: DTypeLike,
-    ):
-        self.layers = _initial(key, tuple(widths), np.dtype(dtype))
-        zeros = np.zeros((widths[0], widths[-1]), dtype)
-        self.skip = jnp.asarray(zeros) if skips else None
-        self.nonlinearity = Static(nonlinearity)
 
     def __call__(
         self,
@@ -90,16 +72,60 @@ def _masked(layer: Array, mask: np.ndarray | None) -> Array:
     return layer * np.concatenate([mask, rows]).astype(layer.dtype)
 
 
-@functools.partial(jit_once, static_argnames=("widths", "dtype"))
-def _initial(key: Key, widths: tuple[int, ...], dtype: np.dtype) -> tuple[Array, ...]:
-    """Draw all layers with one generator call, which is what costs compilation."""
-    shapes = [(m + 1, n) for m, n in zip(widths[:-2], widths[1:-1], strict=True)]
-    sizes = np.cumsum([m * n for m, n in shapes])
-    noise = jax.random.normal(key, (int(sizes[-1]) if shapes else 0,), dtype)
-    layers = []
-    for (m, n), flat in zip(shapes, jnp.split(noise, sizes[:-1]), strict=False):
-        scale = np.full((m, 1), (2 / (m - 1 + n)) ** 0.5, dtype)
+def make_networks(
+    key: Key,
+    widths: Sequence[Sequence[int]],
+    nonlinearity: Callable[[Array], Array],
+    *,
+    skips: bool = False,
+    dtype: DTypeLike,
+) -> list[Network]:
+    """Return networks whose last layers are zero.
+
+    The other weights are drawn with the variance `2 / (inputs + outputs)` of Glorot and Bengio
+    2010, equation 16, those that a mask leaves out too. Masks are the caller's: they are no part of
+    a network, whose leaves are all trained.
+
+    Args:
+        key: The guide's own, which the search for a start has used: what is drawn here is apart.
+        widths: For each network, the number of units of each layer, from inputs to outputs.
+        nonlinearity: Of all of them.
+        skips: Whether inputs are also connected to the outputs directly.
+        dtype: Of the weights.
+    """
+    all_widths = tuple(tuple(each) for each in widths)
+    drawn = _draw_layers(key, all_widths, np.dtype(dtype))
+    return [
+        Network(
+            layers,
+            jnp.asarray(np.zeros((each[0], each[-1]), dtype)) if skips else None,
+            Static(nonlinearity),
+        )
+        for layers, each in zip(drawn, all_widths, strict=True)
+    ]
+
+
+@functools.partial(jit_once, static_argnames=("all_widths", "dtype"))
+def _draw_layers(
+    key: Key, all_widths: tuple[tuple[int, ...], ...], dtype: np.dtype
+) -> list[tuple[Array, ...]]:
+    """Draw for all networks with one generator call, which is what costs compilation."""
+    keys = random.split(random.fold_in(key, 1), len(all_widths))
+    shapes = [[(m + 1, n) for m, n in itertools.pairwise(each[:-1])] for each in all_widths]
+    most = max(sum(m * n for m, n in each) for each in shapes)
+    noise = jax.vmap(lambda key: random.normal(key, (most,), dtype))(keys)
+    return [
+        (*_scaled(row, each), jnp.zeros((widths[-2] + 1, widths[-1]), dtype))
+        for row, each, widths in zip(noise, shapes, all_widths, strict=True)
+    ]
+
+
+def _scaled(noise: Array, shapes: list[tuple[int, int]]) -> list[Array]:
+    """Cut matrices of these shapes out of noise, and scale their weights and biases."""
+    layers, start = [], 0
+    for m, n in shapes:
+        scale = np.full((m, 1), (2 / (m - 1 + n)) ** 0.5, noise.dtype)
         scale[-1] = _BIAS_SCALE
-        layers.append(flat.reshape(m, n) * scale)
-    layers.append(jnp.zeros((widths[-2] + 1, widths[-1]), dtype))
-    return tuple(layers)
+        layers.append(noise[start : start + m * n].reshape(m, n) * scale)
+        start += m * n
+    return layers

@@ -7,7 +7,6 @@ from typing import Any, TypeVar
 
 import equinox as eqx
 import jax
-from jax import random
 from jaxtyping import Array
 
 from .._family.base import AbstractFamily
@@ -22,8 +21,9 @@ from .._family.vector import ravel, unravel
 from .._flow.base import AbstractLayer
 from .._flow.block_autoregressive import BlockAutoregressive
 from .._flow.composition import Composition
-from .._flow.coupling import AffineCoupling, SplineCoupling
+from .._flow.coupling import AffineCoupling, SplineCoupling, moved_by, widths_between
 from .._flow.inverse_autoregressive import InverseAutoregressive
+from .._flow.network import make_networks
 from .._flow.rearrangement import Reversal
 from .._model.batch import Batch
 from .._model.matrix_maps import ScaledUnitLowerCholesky
@@ -149,17 +149,13 @@ class AutoIAFNormal(AbstractAutoFlow):
         _check(init_scale, num_flows, hidden_dims=hidden_dims, nonlinearity=nonlinearity)
         start = begin(AutoIAFNormal, model, args, kwargs, key, init_loc_fn)
         dim, dtype = _dim_and_dtype(start)
+        widths = (dim, *((dim, dim) if hidden_dims is None else hidden_dims), 2 * dim)
+        networks = make_networks(
+            key, [widths] * num_flows, nonlinearity, skips=skip_connections, dtype=dtype
+        )
         layers: list[AbstractLayer] = []
-        for layer_key in random.split(random.fold_in(key, 1), num_flows):
-            layer = InverseAutoregressive(
-                dim,
-                (dim, dim) if hidden_dims is None else tuple(hidden_dims),
-                nonlinearity,
-                skips=skip_connections,
-                key=layer_key,
-                dtype=dtype,
-            )
-            layers += [Reversal(dim), layer]
+        for network in networks:
+            layers += [Reversal(dim), InverseAutoregressive(network)]
         super().__init__(start, layers[1:], init_scale)
 
 
@@ -252,11 +248,10 @@ class AutoRealNVPNormal(AbstractAutoFlow):
         _check(init_scale, num_flows, hidden_dims=hidden_dims, nonlinearity=nonlinearity)
         start = begin(AutoRealNVPNormal, model, args, kwargs, key, init_loc_fn)
         dim, dtype = _dim_and_dtype(start)
-        keys = random.split(random.fold_in(key, 1), num_flows)
-        layers = [
-            AffineCoupling(dim, i, tuple(hidden_dims), nonlinearity, key=keys[i], dtype=dtype)
-            for i in range(num_flows)
-        ]
+        sides = [moved_by(dim, i) for i in range(num_flows)]
+        widths = [widths_between(moved, hidden_dims, 2) for moved in sides]
+        networks = make_networks(key, widths, nonlinearity, dtype=dtype)
+        layers = [AffineCoupling(*each) for each in zip(networks, sides, strict=True)]
         super().__init__(start, layers, init_scale)
 
 
@@ -309,13 +304,10 @@ class AutoNSFNormal(AbstractAutoFlow):
         )
         start = begin(AutoNSFNormal, model, args, kwargs, key, init_loc_fn)
         dim, dtype = _dim_and_dtype(start)
-        keys = random.split(random.fold_in(key, 1), num_flows)
-        layers = [
-            SplineCoupling(
-                dim, i, tuple(hidden_dims), num_bins, nonlinearity, key=keys[i], dtype=dtype
-            )
-            for i in range(num_flows)
-        ]
+        sides = [moved_by(dim, i) for i in range(num_flows)]
+        widths = [widths_between(moved, hidden_dims, 3 * num_bins + 1) for moved in sides]
+        networks = make_networks(key, widths, nonlinearity, dtype=dtype)
+        layers = [SplineCoupling(*each) for each in zip(networks, sides, strict=True)]
         super().__init__(start, layers, init_scale)
 
 
