@@ -77,6 +77,7 @@ html_show_sourcelink = False
 html_copy_source = False
 html_css_files = ["site.css"]
 html_static_path = ["_static"]
+html_favicon = "_static/icon.svg"
 html_theme_options = {
     "navbar_align": "left",
     "navigation_with_keys": False,
