@@ -109,3 +109,12 @@ def test_missing_observations(key):
     precision = 1 / 4 + 3 / 0.25
     mean, scale = (3.7 / 0.25) / precision, precision**-0.5
     assert abs(float(fitted.family.loc["z"]) - mean) < 0.1 * scale
+
+
+def test_a_masked_distribution_is_refused(key):
+    def model():
+        masked = tfd.Masked(tfd.Normal(jnp.zeros(2), 1.0), jnp.array([True, False]))
+        gx.sample("x", tfd.Independent(masked, 1))
+
+    with pytest.raises(ValueError, match="'x': a Masked distribution.*gx.handlers.mask"):
+        gx.AutoNormal(model, key=key)

@@ -308,3 +308,33 @@ def test_words_of_guidax_inside_are_refused(model, key):
     """NumPyro would take no notice of them, and the density would be another than it looks."""
     with pytest.raises(ValueError, match="the NumPyro model uses a .*guidax"):
         gx.AutoNormal(gx.from_numpyro(model), jnp.ones(4), key=key)
+
+
+def test_the_log_density_of_a_point_counts(key):
+    def model(y):
+        mu = numpyro.sample("mu", dist.Normal(0.0, 1.0))
+        with numpyro.plate("rows", 2):
+            numpyro.sample("v", dist.Delta(2.0 * jnp.ones(2), log_density=-7.0))
+        numpyro.sample("w", dist.Delta(jnp.ones(2), log_density=jnp.square(mu), event_dim=1))
+        numpyro.sample("u", dist.Delta(jnp.ones(3)))
+        numpyro.sample("y", dist.Normal(mu, 1.0), obs=y)
+
+    latents = {"mu": jnp.asarray(0.5, float)}
+    expected, _ = log_density(handlers.seed(model, 0), (1.5,), {}, latents)
+    found = gx.log_joint(gx.from_numpyro(model), latents, 1.5)
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+    assert set(gx.AutoNormal(gx.from_numpyro(model), 1.5, key=key).median()) == {
+        "mu",
+        "v",
+        "w",
+        "u",
+    }
+
+
+def test_a_mask_within_an_event_is_refused(key):
+    def model():
+        masked = dist.Normal(jnp.zeros(2), 1.0).mask(jnp.array([True, False]))
+        numpyro.sample("x", masked.to_event(1))
+
+    with pytest.raises(ValueError, match="'x': a mask inside of to_event"):
+        gx.AutoNormal(gx.from_numpyro(model), key=key)

@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array
 from numpyro import distributions as dist
 from numpyro import handlers
@@ -19,7 +20,7 @@ from numpyro.distributions import biject_to, constraints, transforms
 from numpyro.distributions.distribution import ExpandedDistribution, MaskedDistribution
 from numpyro.primitives import Messenger
 
-from .._numerics import sum_trailing
+from .._numerics import is_traced, sum_trailing
 from .._types import Key
 from .batch import Batch
 from .messages import Foreign, KeySource, isolated
@@ -59,6 +60,8 @@ class NumPyroModel(AbstractCallableModel):
             if kind == "sample":
                 site = _site(msg, values.sizes)
                 sites[name] = site
+                if site.kind == "deterministic" and _may_count(msg["fn"]):
+                    sites[f"{name}.log_density"] = _term_of_point(msg, values.sizes)
                 for p in site.plates:
                     _record(plates, p)
             elif kind == "deterministic":
@@ -219,6 +222,19 @@ def _is_delta(fn: Any) -> bool:
     return isinstance(_base(fn), dist.Delta)
 
 
+def _may_count(fn: Any) -> bool:
+    """Say whether a point may have a `log_density` that is not zero."""
+    log_density = _base(fn).log_density
+    return is_traced(log_density) or bool(np.any(log_density))
+
+
+def _term_of_point(msg: dict[str, Any], sizes: dict[str, int]) -> Site:
+    """Return the `log_density` of a point as a term of its own, as `numpyro.factor` adds one."""
+    fn = dist.Unit(msg["fn"].log_prob(msg["value"]))
+    name, value = f"{msg['name']}.log_density", fn.sample(None)
+    return _site(msg | {"name": name, "fn": fn, "is_observed": True, "value": value}, sizes)
+
+
 def _mask(fn: Any) -> Any:
     mask = None
     while isinstance(fn, (ExpandedDistribution, MaskedDistribution)):
@@ -238,8 +254,24 @@ def _dtype(fn: Any) -> Any:
     return jnp.result_type(*(leaves or [float]))
 
 
+def _is_masked_within(fn: Any) -> bool:
+    """Say whether a mask lies inside of an event, whose entries are no longer apart."""
+    inside = False
+    while isinstance(fn, (ExpandedDistribution, MaskedDistribution, dist.Independent)):
+        if inside and isinstance(fn, MaskedDistribution):
+            return True
+        inside = inside or isinstance(fn, dist.Independent)
+        fn = fn.base_dist
+    return False
+
+
 def _bijection(fn: Any, batch_ndim: int) -> Bijection | Exception:
     support = fn.support
+    if _is_masked_within(fn):
+        return ValueError(
+            "a mask inside of to_event leaves entries of its value without a density. Mask the "
+            "whole, after to_event, or leave to_event out and use a plate."
+        )
     if support is None:
         return TypeError(f"{type(fn).__name__} states no support")
     if support.is_discrete:

@@ -231,6 +231,14 @@ def _membership(fn: Any) -> Constraint | None:
 
 
 def _latent_bijection(fn: Any, batch_ndim: int) -> Bijection | Exception:
+    inner = fn
+    while inner is not None:
+        if type(inner).__name__ == "Masked":
+            return ValueError(
+                "a Masked distribution leaves entries of its value without a density: use "
+                "gx.handlers.mask, which a guide can see."
+            )
+        inner = getattr(inner, "distribution", None)
     try:
         return bijection_of(support(fn), batch_ndim)
     except (TypeError, ValueError) as error:
