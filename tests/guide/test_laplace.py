@@ -109,7 +109,7 @@ def test_a_flat_direction_is_named_and_never_a_point(key):
         gx.AutoLaplaceApproximation(flat, y, key=key, hessian_fn=3)
 
 
-def test_it_fits_subsampled_plates_and_curves_on_all_rows(key):
+def test_it_fits_subsampled_plates(key):
     data = jnp.asarray(ConjugateNormal.y, float)
 
     def model(y):
@@ -119,10 +119,30 @@ def test_it_fits_subsampled_plates_and_curves_on_all_rows(key):
 
     guide = gx.AutoLaplaceApproximation(model, data, key=key)
     fitted = gx.fit(key, guide, data, steps=2000, progress=False).guide
-    batch = gx.Batch(data).at(rows=jnp.arange(4))
     mean, scale = ConjugateNormal.posterior()
     assert abs(float(fitted.family.loc[0]) - mean) < 0.3 * scale
-    np.testing.assert_allclose(fitted.laplace(batch).family.marginal_scale(), scale, rtol=1e-4)
+    np.testing.assert_allclose(fitted.laplace(data).family.marginal_scale(), scale, rtol=1e-4)
+
+
+@pytest.mark.parametrize("where", ["plate", "create_plates"])
+def test_it_curves_on_all_rows(where, key):
+    """A slope without intercept has the precision `1 + sum x^2`: no two rows add the same."""
+    x = jnp.asarray([0.1, 1.0, 3.0, 9.0], float)
+
+    def model(x):
+        slope = gx.sample("slope", distrax.Normal(jnp.zeros(()), 1.0))
+        with gx.plate("rows", 4, subsample_size=2 if where == "plate" else None):
+            x = gx.subsample(x)
+            gx.sample("y", distrax.Normal(slope * x, 1.0), obs=2.0 * x)
+
+    options = {}
+    if where == "create_plates":
+        options = {"create_plates": lambda x: gx.plate("rows", 4, subsample_size=2)}
+    guide = gx.AutoLaplaceApproximation(model, x, key=key, **options)
+    scale = guide.laplace(x).family.marginal_scale()
+    np.testing.assert_allclose(scale, (1 + float(jnp.sum(x**2))) ** -0.5, rtol=1e-4)
+    some = guide.laplace(gx.Batch(x).at(rows=jnp.array([0, 1]))).family.marginal_scale()
+    np.testing.assert_allclose(some, (1 + 2 * float(jnp.sum(x[:2] ** 2))) ** -0.5, rtol=1e-4)
 
 
 def test_a_model_that_only_forward_mode_differentiates(key):

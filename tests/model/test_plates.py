@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tensorflow_probability.substrates.jax import distributions as tfd
 
 import guidax as gx
 from assertions import distance, perturbed
@@ -282,3 +283,66 @@ def test_rows_of_a_plate_that_is_written_with_its_full_size(key):
         assert bool(jnp.all(jnp.isfinite(result.losses)))
         assert guide.param_values(batch) == {}
     assert guide.sample_posterior(key, batch)["z"].shape == ()
+
+
+def test_row_numbers_that_are_no_rows(key):
+    def model(y):
+        with gx.plate("d", 4):
+            z = gx.sample("z", distrax.Normal(0.0, 1.0))
+            gx.sample("y", distrax.Normal(z, 1.0), obs=gx.subsample(y))
+
+    guide = gx.AutoDiagonalNormal(model, DATA[:4], key=key)
+    for rows, message in (
+        ([0, 0, 1, 1], r"4 row numbers for a plate of 4 rows, and names some of them twice"),
+        ([], "names no row"),
+    ):
+        batch = gx.Batch(DATA[:4]).at(d=np.array(rows, int))
+        with pytest.raises(ValueError, match=message):
+            guide.sample_and_log_prob(key, batch)
+
+
+def test_ready_made_weights_are_ready_made_rows(key):
+    """The model takes rows of `y` by number, but its weights are those of some rows already."""
+
+    def model(y, weights):
+        mu = gx.sample("mu", distrax.Normal(jnp.zeros(()), 10.0))
+        with gx.plate("data", N, subsample_size=B) as rows:
+            z = gx.sample("z", distrax.Normal(mu, 3.0))
+            with gx.handlers.scale(scale=weights):
+                gx.sample("y", distrax.Normal(z, 0.1), obs=y[rows])
+
+    weights = jnp.linspace(0.5, 2.0, B)
+    guide = gx.AutoNormal(model, gx.Batch(DATA, weights).at(data=jnp.arange(B)), key=key)
+    with pytest.raises(ValueError, match="row_numbers"):
+        gx.ELBO()(guide, key, DATA, weights)
+
+
+def test_a_scale_wider_than_its_site_is_refused(key):
+    def model(weights):
+        with gx.handlers.scale(scale=weights):
+            gx.sample("z", tfd.LogNormal(jnp.zeros(()), 1.0))
+
+    for make in (
+        lambda: gx.log_joint(model, {"z": 2.0}, jnp.ones(20)),
+        lambda: gx.AutoNormal(model, jnp.ones(20), key=key),
+    ):
+        with pytest.raises(ValueError, match=r"site 'z' has batch shape \(\), but a scale handler"):
+            make()
+
+
+def test_discrete_data_may_be_left_out(key):
+    """The draws of the latents need no data; `y`, which no guide draws, is left out of them."""
+
+    def model(X, y=None):
+        mu = gx.sample("mu", distrax.Normal(jnp.zeros(()), 1.0))
+        with gx.plate("data", X.shape[0], subsample_size=2):
+            z = gx.sample("z", distrax.Normal(mu, 1.0))
+            y = None if y is None else gx.subsample(y)
+            gx.sample("y", distrax.Bernoulli(logits=z * gx.subsample(X)), obs=y)
+
+    X, y = DATA[:6], (DATA[:6] > 0).astype(int)
+    guide = gx.AutoNormal(model, X, y, key=key)
+    draws = guide.sample_posterior(key, X)
+    assert {n: x.shape for n, x in draws.items()} == {"mu": (), "z": (6,)}
+    expected = guide.sample_posterior(key, X, y)
+    np.testing.assert_allclose(draws["z"], expected["z"], rtol=1e-6)

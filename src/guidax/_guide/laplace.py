@@ -17,6 +17,7 @@ from .._family.laplace import LaplacePoint
 from .._family.multivariate import MultivariateNormal
 from .._family.vector import unravel
 from .._model.batch import Batch, options_of
+from .._model.indices import admit_all
 from .._model.matrix_maps import ScaledUnitLowerCholesky
 from .._model.start import Start
 from .._model.strategies import Strategy, init_to_uniform
@@ -112,6 +113,7 @@ def normal_at(
     Raises:
         ValueError: If the Hessian is not positive definite.
     """
+    batch = admit_all(guide.model, batch)
     family = _normal_at(guide, point, batch, given)
     if not is_traced(family) and not bool(all_finite(family)):
         _raise_flat(guide, point, batch, given)
@@ -139,6 +141,10 @@ def _hessian(
 ) -> Float[Array, "dim dim"]:
     key = random.key(0)
     indices = guide.indices(key, batch, whole=True)
+    for p in guide.plates(batch):  # what create_plates or the model would draw of them
+        holds_all = p.rows == p.size or p.name in batch.admitted
+        if holds_all and p.name in indices and p.name not in batch.rows:
+            indices[p.name] = jnp.arange(p.size)
     target = guide.target(key, batch, indices).condition(Draw.of(given, "constrained"))
 
     def potential(z: Float[Array, " dim"]) -> Float[Array, ""]:
@@ -154,18 +160,6 @@ def _hessian(
         if "Reverse-mode" not in str(error):
             raise
         return jax.jacfwd(jax.jacfwd(potential))(point.loc)
-
-
-@jax.jit
-def constrained_at(
-    guide: AutoGuide, point: LaplacePoint, batch: Batch, given: dict[str, Array]
-) -> dict[str, Array]:
-    """Return the constrained values of a point."""
-    key = random.key(0)
-    target = guide.target(key, batch, guide.indices(key, batch, whole=True))
-    target = target.condition(Draw.of(given, "constrained"))
-    sites = target.run(point.draw(key, target), forward=True).sites
-    return {s.name: sites[s.name].value for s in point.sites}
 
 
 def _raise_flat(

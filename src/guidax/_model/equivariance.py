@@ -115,17 +115,19 @@ def _row_terms(
     """Return the log density of each site in the plate, its axis first."""
     by_name = {s.name: s for s in specs}
 
-    def choose(site: Site) -> Array:
+    def choose(site: Site) -> Array | None:
+        if site.name not in by_name:  # an observation that is left out: a draw will do
+            return None
         return site.bijection.forward(by_name[site.name].take(values[site.name], rows))
 
     found = []
     for site in model.run(batch, key, choose, rows).sites.values():
         inside = any(each.name == p.name for each in site.plates)
-        if inside and site.log_prob is not None:
+        is_drawn = site.kind == "latent" and site.name not in by_name
+        if inside and site.log_prob is not None and not is_drawn:
             axis = len(site.batch_shape) + next(q.dim for q in site.plates if q.name == p.name)
-            log_p = jnp.where(
-                True if site.mask is None else site.mask, site.log_prob(site.value), 0
-            )
+            log_p = site.log_prob(site.value) * site.scale
+            log_p = jnp.where(True if site.mask is None else site.mask, log_p, 0)
             found.append(jnp.moveaxis(log_p, axis, 0))
     return found
 

@@ -88,6 +88,18 @@ def drawable_plates(
     return tuple(p.name for p, flag in zip(plates, np.asarray(flags), strict=True) if flag)
 
 
+def admit_all(model: AbstractModel, batch: Batch) -> Batch:
+    """Return the batch, marked with every plate that the model can hold all rows of.
+
+    Under a transformation, where values are not known, no more are marked.
+    """
+    if is_traced((model, batch)):
+        return batch
+    plates = describe(model, batch, random.key(0)).plates
+    short = tuple(p for p in plates if p.rows < p.size and p.name not in batch.rows)
+    return batch.admit({*batch.admitted, *drawable_plates(model, batch, short)})
+
+
 def resolve_indices(
     model: AbstractModel,
     known: Structure,
@@ -153,7 +165,7 @@ def refusal(model: AbstractModel, batch: Batch, key: Key, rows: Indices) -> Exce
     try:
         for site in model.run(batch, key, at_zero, rows).of("observed").values():
             if site.log_prob is not None:
-                site.log_prob(site.value)
+                jnp.multiply(site.log_prob(site.value), site.scale)
     except (TypeError, ValueError) as error:
         return error
     return None
@@ -172,10 +184,17 @@ def check_rows(model: AbstractModel, batch: Batch) -> None:
         if is_traced(rows):
             continue
         numbers, size = np.asarray(rows), plates[name].size
-        if numbers.size and not (numbers.min() >= 0 and numbers.max() < size):
+        if not numbers.size:
+            raise ValueError(f"at({name}=...) names no row, but a plate holds at least one.")
+        if not (numbers.min() >= 0 and numbers.max() < size):
             raise ValueError(
                 f"at({name}=...) holds row numbers from {numbers.min()} to {numbers.max()}, but "
                 f"the plate has rows 0 to {size - 1}."
+            )
+        if numbers.size >= size and np.unique(numbers).size < numbers.size:
+            raise ValueError(
+                f"at({name}=...) has {numbers.size} row numbers for a plate of {size} rows, and "
+                "names some of them twice. To hold all rows, name each once."
             )
 
 

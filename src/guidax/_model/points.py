@@ -11,9 +11,8 @@ from jax import random
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
-from .._numerics import is_traced
 from .batch import Batch, as_batch
-from .indices import drawable_plates
+from .indices import admit_all
 from .model import AbstractModel, at_zero
 from .program import as_model
 from .structure import describe
@@ -45,9 +44,7 @@ def log_joint(
     model = as_model(model)
     batch = as_batch(model, args, kwargs)
     structure = describe(model, batch, random.key(0))
-    short = tuple(p for p in structure.plates if p.rows < p.size and p.name not in batch.rows)
-    traced = is_traced((model, batch))
-    batch = batch.admit(() if traced else drawable_plates(model, batch, short))
+    batch = admit_all(model, batch)
     values = {n: jnp.asarray(x) for n, x in latents.items() if n not in structure.deterministic}
     names = {s.name for s in structure.latents}
     return over_points(lambda point: _log_joint(model, point, batch), values, names, model, batch)

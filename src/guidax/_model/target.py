@@ -219,10 +219,29 @@ def site_entries(site: Site, draw: Draw) -> tuple[Array, Array]:
         log_det = site.bijection.log_det(draw.values[site.name], site.value)
     if site.mask is False:
         return log_det, log_det
-    total = site.log_prob(_without_padding(site)) * site.scale + log_det
+    total = site.log_prob(_without_padding(site)) * _scale(site) + log_det
     if site.mask is not None:
         total = jnp.where(site.mask, total, _instead(site, draw, space))
     return total, log_det
+
+
+def _scale(site: Site) -> Any:
+    """Return what the log density is multiplied by.
+
+    Raises:
+        ValueError: If it has more entries than the site.
+    """
+    shape = jnp.shape(site.scale)
+    try:
+        fits = jnp.broadcast_shapes(shape, site.batch_shape) == site.batch_shape
+    except ValueError:
+        fits = False
+    if not fits:
+        raise ValueError(
+            f"site {site.name!r} has batch shape {site.batch_shape}, but a scale handler around it "
+            f"gives {shape}: scale it by one number, or by one for each entry."
+        )
+    return site.scale
 
 
 def _term(site: Site, draw: Draw) -> tuple[Float[Array, ""], Float[Array, ""]]:
