@@ -299,3 +299,12 @@ def test_a_base_over_other_latents_is_refused(key):
     base = gx.AutoDiagonalNormal(regression, X, y, key=key)
     with pytest.raises(ValueError, match="base_dist draws None, but the model has.*'x'"):
         gx.AutoDAIS(gaussian, DATA, key=key, base_dist=base)
+
+
+def test_a_base_may_say_where_it_starts(key):
+    def model():
+        gx.sample("x", distrax.Normal(jnp.zeros(()), 1.0))
+
+    base = functools.partial(gx.AutoDiagonalNormal, init_loc_fn=gx.init_to_value({"x": 1.5}))
+    guide = gx.AutoDAIS(model, key=key, base_dist=base)
+    np.testing.assert_allclose(guide.family.base.loc, [1.5])

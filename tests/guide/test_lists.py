@@ -278,3 +278,119 @@ def test_mistakes_in_programs_are_named(key):
     guide = gx.AutoGuideList(counts_model, data, key=key, parts=parts)
     with pytest.raises(ValueError, match=r"param sites \['shape'\]"):
         guide.param_values(data)
+
+
+@pytest.mark.parametrize("plated", [True, False], ids=["in the plate", "without it"])
+def test_a_program_may_leave_out_a_plate(plated, key):
+    """With all rows present both are the same distribution, so their densities are the same."""
+
+    def model():
+        with gx.plate("d", 3):
+            gx.sample("x", tfd.LogNormal(0.0, 1.0))
+
+    def program():
+        if plated:
+            with gx.plate("d", 3):
+                gx.sample("x", tfd.LogNormal(0.5, 0.3))
+        else:
+            gx.sample("x", tfd.LogNormal(0.5 * jnp.ones(3), 0.3))
+
+    guide = gx.AutoGuideList(model, key=key, parts={"x": gx.program(program)})
+    draws, log_q = guide.sample_and_log_prob(key)
+    expected = jnp.sum(tfd.LogNormal(0.5, 0.3).log_prob(draws["x"]))
+    np.testing.assert_allclose(log_q, expected, rtol=1e-5)
+    np.testing.assert_allclose(guide.log_prob(draws), expected, rtol=1e-5)
+
+
+def test_programs_that_are_no_guides_are_named(key):
+    def model():
+        with gx.plate("d", 3):
+            gx.sample("x", distrax.Normal(0.0, 1.0))
+
+    def other_plate():
+        with gx.plate("e", 3):
+            gx.sample("x", distrax.Normal(0.0, 1.0))
+
+    def with_factor():
+        gx.sample("x", distrax.Normal(jnp.zeros(3), 1.0))
+        gx.factor("extra", 100.0)
+
+    def outside():
+        scale = gx.param("scale", -1.0, gx.constraints.positive)
+        gx.sample("x", distrax.Normal(jnp.zeros(3), scale))
+
+    for program, message in (
+        (other_plate, r"in the plates 'e' \(axis 0\), the model in 'd' \(axis 0\)"),
+        (outside, r"param sites \['scale'\]"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            gx.AutoGuideList(model, key=key, parts={"x": gx.program(program)})
+    guide = gx.AutoGuideList(model, key=key, parts={"x": gx.program(with_factor)})
+    with pytest.raises(ValueError, match=r"\['extra'\] of a gx.program"):
+        gx.ELBO()(guide, key)
+
+
+def test_a_part_that_cannot_stand_alone_is_refused(key):
+    data = jnp.asarray(COUNTS, float)
+    parts = {"t": gx.AutoLaplaceApproximation, "m": gx.program(exact_m, given=True)}
+    guide = gx.AutoGuideList(counts_model, data, key=key, parts=parts)
+    with pytest.raises(ValueError, match=r"list.laplace\(...\)\[i\]"):
+        guide[0]
+    with pytest.raises(ValueError, match=r"the part over \['m'\]"):
+        guide[1]
+    assert set(guide.laplace(data)[0].median()) == {"t"}
+    with pytest.raises(IndexError):
+        guide[2]
+    with pytest.raises(TypeError):
+        guide[0:1]
+    parts = {"t": gx.AutoNormal, "m": gx.AutoDAIS}
+    guide = gx.AutoGuideList(counts_model, data, key=key, parts=parts)
+    with pytest.raises(ValueError, match="with sites="):
+        guide[1]
+
+
+def test_a_laplace_part_may_come_before_one_that_reads_it(key):
+    """The mode and the curvature of log t, whose density is `a log t - b t`; `m` is at `t`."""
+    data = jnp.asarray(COUNTS, float)
+    parts = {"t": gx.AutoLaplaceApproximation, "m": gx.program(exact_m, given=True)}
+    guide = gx.AutoGuideList(counts_model, data, key=key, parts=parts)
+    guide = gx.fit(key, guide, data, steps=500, progress=False).guide
+    draws = guide.sample_posterior(key, data, sample_shape=(20_000,))
+    log_t = np.log(np.asarray(draws["t"]))
+    a, b = 6.0, 2 + COUNTS.sum()
+    precision = a + (a / b) ** 2  # with m ~ N(t, 1) held where it is
+    assert abs(log_t.mean() - np.log(a / b)) < 5 * (precision * 20_000) ** -0.5 + 0.01
+    np.testing.assert_allclose(log_t.std(), precision**-0.5, rtol=0.03)
+
+
+def test_where_parts_start(key):
+    def two():
+        gx.sample("a", distrax.Normal(jnp.zeros(()), 1.0))
+        gx.sample("b", distrax.Normal(jnp.zeros(()), 1.0))
+
+    at = gx.init_to_value
+    own = functools.partial(gx.AutoDelta, init_loc_fn=at({"a": 3.0}))
+    guide = gx.AutoGuideList(
+        two, key=key, init_loc_fn=at({"a": 1.0, "b": 2.0}), parts={"a": own, "b": gx.AutoDelta}
+    )
+    assert {n: float(x) for n, x in guide.median().items()} == {"a": 3.0, "b": 2.0}
+    nested = functools.partial(gx.AutoGuideList, parts={"b": gx.AutoNormal, ...: gx.AutoDelta})
+    guide = gx.AutoGuideList(
+        two, key=key, init_loc_fn=at({"a": 1.0, "b": 2.0}), parts={...: nested}
+    )
+    assert {n: float(x) for n, x in guide.median().items()} == {"a": 1.0, "b": 2.0}
+    lost = functools.partial(gx.AutoGuideList, parts={"b": gx.AutoNormal, "a": own})
+    with pytest.raises(ValueError, match="init_loc_fn"):
+        gx.AutoGuideList(two, key=key, parts={...: lost})
+    plates = functools.partial(gx.AutoDelta, create_plates=lambda: gx.plate("d", 3))
+    with pytest.raises(ValueError, match="create_plates"):
+        gx.AutoGuideList(two, key=key, parts={...: plates})
+
+
+def test_a_discrete_latent_is_named_as_such(key):
+    def model():
+        gx.sample("k", distrax.Bernoulli(probs=0.5 * jnp.ones(())))
+        gx.sample("x", distrax.Normal(jnp.zeros(()), 1.0))
+
+    with pytest.raises(ValueError, match="'k'.*discrete"):
+        gx.AutoGuideList(model, key=key, parts={"k": gx.AutoDelta, "x": gx.AutoNormal})

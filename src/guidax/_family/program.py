@@ -66,7 +66,7 @@ class ProgramFamily(AbstractFamily):
             return densities
         sites = target.run(draw, forward=True).sites
         return {
-            block: density + _log_det(sites[block.sites[0]], draw.values[block.sites[0]])
+            block: density + _log_det(sites[block.sites[0]], draw.values[block.sites[0]], block)
             for block, density in densities.items()
         }
 
@@ -86,22 +86,31 @@ def constrained(draw: Draw, target: Target) -> dict[str, Array]:
 
 
 def _densities(trace: Trace) -> dict[Block, Array]:
-    """Return the log density of each site, by row of its plates."""
+    """Return the log density of each site, by row of its plates.
+
+    Raises:
+        ValueError: If a site of the program is observed.
+    """
+    if scored := sorted(trace.of("observed")):
+        raise ValueError(
+            f"the sites {scored} of a gx.program are observations or factors, but a guide only "
+            "draws: they belong into the model."
+        )
     found = {}
     for name, site in trace.of("latent").items():
         assert site.log_prob is not None
         block = Block((name,), tuple(p.name for p in site.plates))
-        found[block] = _sum_to_plates(site, site.log_prob(site.value) * site.scale)
+        found[block] = _sum_to_plates(site, site.log_prob(site.value) * site.scale, block)
     return found
 
 
-def _log_det(site: Site, u: Array) -> Array:
-    """Return the log-Jacobian of a site, by row of its plates."""
-    return _sum_to_plates(site, site.bijection.log_det(u, site.value))
+def _log_det(site: Site, u: Array, block: Block) -> Array:
+    """Return the log-Jacobian of a model's site, by row of the plates that the program has."""
+    return _sum_to_plates(site, site.bijection.log_det(u, site.value), block)
 
 
-def _sum_to_plates(site: Site, x: Array) -> Array:
-    """Sum the batch axes that are no plates; plates stay, outermost first."""
+def _sum_to_plates(site: Site, x: Array, block: Block) -> Array:
+    """Sum the batch axes that are no plates of a block; plates stay, outermost first."""
     ndim = len(site.batch_shape)
-    kept = {ndim + p.dim for p in site.plates}
+    kept = {ndim + p.dim for p in site.plates if p.name in block.plates}
     return jnp.sum(x, axis=tuple(a for a in range(ndim) if a not in kept))

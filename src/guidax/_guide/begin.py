@@ -58,6 +58,11 @@ def begin(
             f"{create_plates!r}."
         )
     if isinstance(model, Start):
+        if create_plates is not None:
+            raise ValueError(
+                f"create_plates is given to {constructor.__name__} as a part of another guide: the "
+                "rows of plates are those of the whole, so give it to that one."
+            )
         return model
     model = as_model(model)
     batch = as_batch(model, args, kwargs, options_of(constructor.__init__))

@@ -21,6 +21,7 @@ from .._model.strategies import Strategy, init_to_uniform
 from .._types import Key
 from .begin import begin
 from .guide import AutoGuide
+from .parts import given_strategy
 
 _BASES = {"diagonal": DiagonalNormal, "cholesky": MultivariateNormal}
 
@@ -58,7 +59,8 @@ class AutoDAIS(AutoGuide):
             one helps.
         gamma_init: Starting damping: the share of a momentum that is kept from step to step.
         init_loc_fn: Where the base's mean starts: a strategy, or a function of a site and a key
-            that returns a constrained value.
+            that returns a constrained value. A base that is a `functools.partial` with an
+            `init_loc_fn` starts there instead.
         init_scale: Starting standard deviation of each unconstrained coordinate of a base that is
             named "diagonal" or "cholesky".
         whiten: Whether to move the base's noise rather than its draws.
@@ -97,6 +99,7 @@ class AutoDAIS(AutoGuide):
     ):
         check_options(K, eta_init, eta_max, gamma_init, max_kick)  # before the search
         check_base(base_dist, init_scale)
+        init_loc_fn = given_strategy(base_dist) or init_loc_fn
         start = begin(AutoDAIS, model, args, kwargs, key, init_loc_fn)
         for plate in start.structure.plates:
             require_whole(plate.name, plate.rows, plate.size)

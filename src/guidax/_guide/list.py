@@ -3,27 +3,29 @@
 from __future__ import annotations
 
 import dataclasses
+import operator
 from collections.abc import Callable, Iterator, Mapping
 from types import EllipsisType
 from typing import Any
 
 from jax import random
-from jaxtyping import Array
 
 from .._family.base import AbstractFamily
 from .._family.flat import AbstractFlat
 from .._family.laplace import LaplacePoint
 from .._family.product import Product
+from .._family.program import ProgramFamily
 from .._model.batch import Batch, as_batch, options_of
 from .._model.model import Restricted
 from .._model.program import as_model
-from .._model.start import find_start
-from .._model.strategies import by_site, init_to_uniform
+from .._model.start import Start, require_continuous
+from .._model.strategies import Strategy, as_strategy, by_site, init_to_uniform
 from .._model.structure import describe
 from .._types import Key
+from .begin import begin
 from .guide import AutoContinuous, AutoGuide
-from .laplace import constrained_at, normal_at
-from .parts import Part, family_of, strategy_of
+from .laplace import normal_at
+from .parts import Part, family_of, given_strategy, strategy_of
 
 Sites = str | tuple[str, ...] | EllipsisType
 
@@ -36,12 +38,15 @@ class AutoGuideList(AutoGuide):
 
     One start is searched for the whole list, with each part's own `init_loc_fn` for its sites, and
     there is one copy of the model's parameters. `list[i]` is a part bound to the model, blocked to
-    its sites.
+    its sites; a part whose draws read the data or other parts' draws is no guide by itself.
 
     Args:
         model: A model: a callable in the model language, or what an adapter returns.
         *args: The model's arguments, or one `gx.Batch`.
         key: For the starting point.
+        init_loc_fn: Where parts start that say nothing else (`functools.partial(gx.AutoNormal,
+            init_loc_fn=...)` does): a strategy, or a function of a site and a key that returns a
+            constrained value. None for the default of each part.
         parts: Which guide takes which latents: from a site, a tuple of sites or `...` (the rest) to
             a constructor, a `functools.partial` of one, or `gx.program(fn)`. They must cover every
             latent, each once. Left out, the list is empty: see `append`.
@@ -61,18 +66,24 @@ class AutoGuideList(AutoGuide):
         /,
         *args: Any,
         key: Key,
+        init_loc_fn: Strategy | None = None,
         parts: Mapping[Sites, Part] | None = None,
         create_plates: Callable[..., Any] | None = None,
         **kwargs: Any,
     ):
-        model = as_model(model)
-        batch = as_batch(model, args, kwargs, options_of(AutoGuideList.__init__))
-        structure = describe(model, batch, key)
+        if isinstance(model, Start):
+            structure = model.structure
+        else:
+            model = as_model(model)
+            batch = as_batch(model, args, kwargs, options_of(AutoGuideList.__init__))
+            structure = describe(model, batch, key)
+            require_continuous(model, structure)
         names = tuple(s.name for s in structure.latents)
         shares = [] if parts is None else _shares(parts, names)
-        strategy = _strategy([(own, strategy_of(part)) for own, part in shares], names)
-        draws_rows = create_plates is not None
-        start = find_start(model, batch, key, strategy, draws_rows=draws_rows)
+        if isinstance(model, Start):
+            _require_no_wishes(shares, init_loc_fn)
+        strategy = _strategy(shares, init_loc_fn, names)
+        start = begin(AutoGuideList, model, args, kwargs, key, strategy, create_plates)
         families: list[AbstractFamily] = []
         keys = random.split(key, len(shares) + 1)
         for (own, part), k in zip(shares, keys[1:], strict=True):
@@ -133,13 +144,12 @@ class AutoGuideList(AutoGuide):
             raise ValueError(
                 f"no part of the list draws the latents {sorted(missing)}: append guides for them."
             )
-        points = [part for part in self.parts if isinstance(part, LaplacePoint)]
-        if not points:
+        if not any(isinstance(part, LaplacePoint) for part in self.parts):
             return self
-        given = self._median_of_others(batch)
-        for point in points:  # a point's median is the point
-            given |= constrained_at(self, point, batch, given)
-        families = []
+        # A plain guide draws the points themselves, and a point's median is the point.
+        plain = AutoGuide(self.model, self.family, self.structure, self.admitted, self._plates())
+        given, families = plain.median(batch), []
+        given = {s.name: given[s.name] for s in self.family.sites}
         for part in self.parts:
             if isinstance(part, LaplacePoint):
                 own = {s.name for s in part.sites}
@@ -147,15 +157,6 @@ class AutoGuideList(AutoGuide):
                 part = normal_at(self, part, batch, rest)
             families.append(part)
         return self._with_parts(families)
-
-    def _median_of_others(self, batch: Batch) -> dict[str, Array]:
-        """Return the medians of all parts that are no Laplace part."""
-        others = Product([p for p in self.parts if not isinstance(p, LaplacePoint)])
-        if not others.parts:
-            return {}
-        guide = AutoGuide(self.model, others, self.structure, self.admitted, self._plates())
-        medians, held = guide.median(batch), {s.name for s in others.sites}
-        return {name: x for name, x in medians.items() if name in held}
 
     def _plates(self) -> Callable[..., Any] | None:
         return None if self.create_plates is None else self.create_plates.value
@@ -170,8 +171,18 @@ class AutoGuideList(AutoGuide):
         return len(self.parts)
 
     def __getitem__(self, i: int) -> AutoGuide:
-        family = self.parts[i]
+        family = self.parts[operator.index(i)]
         names = [s.name for s in family.sites]
+        if not _stands_alone(family):
+            raise ValueError(
+                f"the part over {names} draws with the data, or with what other parts drew, which "
+                "a part alone does not have: use the list"
+                + (
+                    ", or list.laplace(...)[i]."
+                    if isinstance(family, LaplacePoint)
+                    else ", with sites= for some of its sites."
+                )
+            )
         model = Restricted(self.model, expose=names)
         kind = AutoContinuous if isinstance(family, AbstractFlat) else AutoGuide
         structure = self.structure.only(frozenset(names))
@@ -214,8 +225,32 @@ def _shares(
     return [(names, part) for names, part in shares if names]
 
 
-def _strategy(wishes: list[tuple[tuple[str, ...], Any]], latents: tuple[str, ...]) -> by_site:
+def _strategy(
+    shares: list[tuple[tuple[str, ...], Part]], init_loc_fn: Any, latents: tuple[str, ...]
+) -> by_site:
     """Return one strategy for the whole list, which gives each site that of its part."""
-    strategies = (init_to_uniform(), *(wish for _, wish in wishes))
-    part_of = {name: i + 1 for i, (names, _) in enumerate(wishes) for name in names}
+    asked = None if init_loc_fn is None else as_strategy(init_loc_fn)
+    wishes = [given_strategy(part) or asked or strategy_of(part) for _, part in shares]
+    strategies = (asked or init_to_uniform(), *wishes)
+    part_of = {name: i + 1 for i, (names, _) in enumerate(shares) for name in names}
     return by_site(strategies, tuple((name, part_of.get(name, 0)) for name in latents))
+
+
+def _require_no_wishes(shares: list[tuple[tuple[str, ...], Part]], init_loc_fn: Any) -> None:
+    """Refuse strategies of a list whose start is found already.
+
+    Raises:
+        ValueError: If there are any.
+    """
+    if init_loc_fn is not None or any(given_strategy(part) for _, part in shares):
+        raise ValueError(
+            "a list that is a part of another guide starts where that one does: give init_loc_fn "
+            "to the whole, not to a part of the part."
+        )
+
+
+def _stands_alone(family: AbstractFamily) -> bool:
+    """Say whether a family draws the same without the data and without other parts' draws."""
+    if isinstance(family, Product):
+        return all(map(_stands_alone, family.parts))
+    return not (family.given if isinstance(family, ProgramFamily) else family.reads_batch)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from .._family.base import AbstractFamily
 from .._model.start import Start
-from .._model.strategies import as_strategy, init_to_feasible, init_to_uniform
+from .._model.strategies import Strategy, as_strategy, init_to_feasible, init_to_uniform
 from .._model.target import Draw
 from .._types import Key
 from .guide import AutoGuide
@@ -17,16 +18,25 @@ from .program import ProgramPart
 Part = Callable[..., AutoGuide] | ProgramPart
 
 
-def strategy_of(part: Part) -> Any:
+def given_strategy(part: Any) -> Strategy | None:
+    """Return the `init_loc_fn` that a `functools.partial` holds, if it does."""
+    given = part.keywords.get("init_loc_fn") if isinstance(part, functools.partial) else None
+    return None if given is None else as_strategy(given)
+
+
+def strategy_of(part: Part) -> Strategy:
     """Return the `init_loc_fn` that a constructor is called with, or its default."""
     if isinstance(part, ProgramPart):
         return init_to_uniform()
     try:
-        default = inspect.signature(part).parameters["init_loc_fn"].default
+        parameters = inspect.signature(part).parameters
+        default = parameters["init_loc_fn"].default
     except (KeyError, TypeError, ValueError):
-        default = init_to_uniform()
-    # A guide that has no strategy of its own starts its rows at zero: gx.AutoSemiDAIS.
-    return init_to_feasible() if default is None else as_strategy(default)
+        return init_to_uniform()
+    if default is not None:
+        return as_strategy(default)
+    # Of the two guides that have no strategy of their own, gx.AutoSemiDAIS starts its rows at zero.
+    return init_to_uniform() if "parts" in parameters else init_to_feasible()
 
 
 def family_of(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Iterable
 from typing import Any
 
 import jax
@@ -15,7 +16,7 @@ from .._model.program import as_model
 from .._model.start import Start, initial_params
 from .._model.structure import describe
 from .._model.target import Draw, Target
-from .._numerics import strong
+from .._numerics import all_finite, is_traced, strong
 from .._types import Key
 
 
@@ -38,7 +39,8 @@ class ProgramPart:
             key: For the starting values of `param` sites.
 
         Raises:
-            ValueError: If the program draws other sites than its part, or sites of other shapes.
+            ValueError: If the program draws other sites than its part, or sites of other shapes or
+                in other plates; if it has an observation or a factor.
         """
         target = Target(start.model, start.batch, key, start.rows, earlier)
         batch = program_batch(target, given=self.given)
@@ -59,10 +61,28 @@ class ProgramPart:
                     f"the program {self.program.name} draws {name!r} with unconstrained shape "
                     f"{spec.shape}; the model has {asked[name].shape}."
                 )
+            if unknown := sorted(set(spec.plates) - set(asked[name].plates)):
+                raise ValueError(
+                    f"the program {self.program.name} draws {name!r} in the plates "
+                    f"{_axes(spec.plates)}, the model in {_axes(asked[name].plates)}, and "
+                    f"{_axes(unknown)} is none of these: a plate has one name and one axis in both."
+                )
         params = started_params(self.program, batch, key, structure.params)
+        if not is_traced(params):
+            bad = [name for name, value in params.items() if not bool(all_finite(value))]
+            if bad:
+                raise ValueError(
+                    f"the param sites {bad} of the program {self.program.name} start outside of "
+                    "their constraints, or on the edge."
+                )
         sites = tuple(s for s in start.structure.latents if s.name in names)
         program = self.program.with_params(params)
         return ProgramFamily(program=program, sites=sites, given=self.given)
+
+
+def _axes(plates: Iterable[tuple[str, int]]) -> str:
+    """Return plates with their axes, for a message."""
+    return ", ".join(f"{name!r} (axis {axis})" for name, axis in plates) or "none"
 
 
 def program(fn: Any, given: bool = False) -> ProgramPart:

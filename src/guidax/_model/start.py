@@ -103,13 +103,12 @@ def find_start(
         The start. Under a transformation a failed search leaves NaN in its location.
 
     Raises:
-        TypeError: If a latent is discrete.
-        ValueError: If the model has no latent, if a latent's support has no bijector, if
-            observations lie outside their support, if a masked latent is read by another term, or
-            if no start is found.
+        ValueError: If the model has no latent, if a latent is discrete or its support has no
+            bijector, if observations lie outside their support, if a masked latent is read by
+            another term, or if no start is found.
     """
     structure = describe(model, batch, key)
-    _require_continuous(model, structure)
+    require_continuous(model, structure)
     local = tuple(p for p in structure.local_plates if p.rows < p.size or draws_rows)
     admitted = () if is_traced((model, batch)) else drawable_plates(model, batch, local)
     inputs = model, batch.admit(admitted), key, strategy
@@ -120,7 +119,12 @@ def find_start(
     return Start(model.with_params(params), batch, location, structure, admitted)
 
 
-def _require_continuous(model: AbstractModel, structure: Structure) -> None:
+def require_continuous(model: AbstractModel, structure: Structure) -> None:
+    """Refuse a model with latents that no guide can draw, or without latents.
+
+    Raises:
+        ValueError: If it is one.
+    """
     for name, why in structure.obstacles:
         raise ValueError(f"latent site {name!r}: {why}")
     if not structure.latents:
@@ -265,8 +269,8 @@ def value_and_gradient(fn: Callable[[Any], tuple[Array, Any]], x: Any) -> tuple[
 def _of_run(site: Site, value: Array, indices: Indices, given: dict[str, Array]) -> Array:
     """Return the rows that the run holds of a value that a strategy chose."""
     shape = (*site.batch_shape, *site.event_shape)
-    if value.shape == shape:
-        return value
+    if value.shape in (shape, ()):
+        return jnp.broadcast_to(value, shape)
     full = list(shape)
     for p in site.plates:
         full[len(site.batch_shape) + p.dim] = p.size
