@@ -238,3 +238,15 @@ def test_a_model_that_only_forward_mode_differentiates(key):
     mean = sigma @ design.T[:, 0] * 3.0
     np.testing.assert_allclose(result.guide.family.loc, mean, atol=0.1)  # 4 s.d. over keys
     np.testing.assert_allclose(covariance(result.guide.family), sigma, atol=0.06)
+
+
+def test_distributions_of_the_vector_need_no_data(key):
+    """They are those of unconstrained space, where no support has a say."""
+
+    def model(X):
+        gx.sample("u", tfd.Uniform(jnp.zeros(()), jnp.max(X)))
+
+    guide = gx.AutoDiagonalNormal(model, jnp.array([1.0, 3.0]), key=key)
+    for distribution in (guide.get_posterior(), guide.get_posterior(jnp.array([1.0, 3.0]))):
+        np.testing.assert_allclose(distribution.mean(), guide.family.loc)
+    assert guide.get_base_dist().event_shape == guide.get_transform().forward(jnp.zeros(1)).shape

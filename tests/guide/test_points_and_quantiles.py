@@ -157,3 +157,18 @@ def test_quantiles_of_deterministic_sites_come_from_draws(key):
     assert float(fresh["size"]) != float(median["size"])
     found = guide.quantiles(LEVELS, num_samples=20_000)["size"]
     np.testing.assert_allclose(found, stats.halfnorm.ppf(LEVELS), atol=0.05)
+
+
+def test_a_support_that_a_hidden_latent_sets(key):
+    """The closed form would take its bounds from one prior draw of what is hidden."""
+
+    def model():
+        top = gx.sample("top", tfd.LogNormal(jnp.zeros(()), 1.0))
+        gx.sample("x", tfd.Uniform(jnp.zeros(()), top))
+
+    guide = gx.AutoNormal(gx.handlers.block(model, hide=["top"]), key=key)
+    draws = guide.sample_posterior(key, sample_shape=(4_000,))["x"]
+    assert len(np.unique(np.asarray(draws))) > 3_000
+    median = guide.median(num_samples=4_000)["x"]
+    below = float(jnp.mean(draws < median))
+    assert abs(below - 0.5) < 5 * (0.25 / 4_000 * 2) ** 0.5

@@ -109,8 +109,8 @@ class LowRankNormal(AbstractFlatNormal):
 
     def posterior(self) -> distrax.DistributionLike:
         """Return the normal, as TFP's distribution, which forms no `dim^2` matrix."""
-        normal = low_rank_normal(self.loc, self.scale() ** 2, self._scaled_factor())
-        return self.independent(normal)
+        factor = self._scaled_factor()
+        return low_rank_normal(self.loc, self.scale() ** 2, factor, self.batch_ndim)
 
     def _scaled_factor(self) -> Float[Array, "*batch dim rank"]:
         """Return `W = S F`."""

@@ -30,8 +30,8 @@ class AutoDelta(AutoGuide):
         **kwargs: The model's keyword arguments.
 
     Raises:
-        TypeError: If the arguments do not fit the model, or a latent is discrete.
-        ValueError: If no start is found.
+        TypeError: If the arguments do not fit the model.
+        ValueError: If a latent is discrete, or no start is found.
     """
 
     def __init__(

@@ -346,8 +346,10 @@ class AutoContinuous(AutoGuide):
         return self._flat(args, kwargs).posterior()
 
     def _flat(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> AbstractFlat:
-        batch, _ = self._request(args, kwargs, frozenset(), ())
-        family = self._settled(batch).family
+        family = self.family
+        if self.family.reads_batch or args or kwargs:
+            batch, _ = self._request(args, kwargs, frozenset(), ())
+            family = self._settled(batch).family
         assert isinstance(family, AbstractFlat)
         return family
 

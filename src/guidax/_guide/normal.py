@@ -31,8 +31,8 @@ class AutoNormal(AutoGuide):
         **kwargs: The model's keyword arguments.
 
     Raises:
-        TypeError: If the arguments do not fit the model, or a latent is discrete.
-        ValueError: If `init_scale` is not positive, or no start is found.
+        TypeError: If the arguments do not fit the model.
+        ValueError: If a latent is discrete, `init_scale` is not positive, or no start is found.
 
     Source: Kucukelbir et al. 2017, "Automatic differentiation variational inference", section 2.
     """

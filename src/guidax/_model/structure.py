@@ -118,7 +118,7 @@ def latent_spec(site: Site) -> LatentSpec:
 
 def _reads_another(name: str, reads: Reads) -> bool:
     own = f"['latents']['{name}']"
-    return any(r.startswith("['latents']") and r != own for r in reads)
+    return any(r == "['key']" or (r.startswith("['latents']") and r != own) for r in reads)
 
 
 def _reads(
@@ -129,7 +129,10 @@ def _reads(
     specs: tuple[LatentSpec, ...],
     rows: Indices,
 ) -> dict[str, Reads]:
-    """For each latent and deterministic site: which arguments and latents its value reads."""
+    """For each latent and deterministic site: which arguments and latents its value reads.
+
+    A site that is hidden from the guide is drawn, and what reads it reads the key.
+    """
 
     def values(inputs: dict[str, Any]) -> dict[str, Any]:
         u = inputs["latents"]
@@ -138,8 +141,8 @@ def _reads(
             return site.bijection.forward(u[site.name]) if site.name in u else None
 
         again = batch.with_arrays(inputs["arguments"])
-        sites = model.run(again, key, choose, rows).sites.values()
+        sites = model.run(again, inputs["key"], choose, rows).sites.values()
         return {s.name: s.value for s in sites if s.kind in ("latent", "deterministic")}
 
     latents = {s.name: trace.sites[s.name].zeros() for s in specs}
-    return dependencies(values, {"arguments": batch.arrays, "latents": latents})
+    return dependencies(values, {"arguments": batch.arrays, "latents": latents, "key": key})

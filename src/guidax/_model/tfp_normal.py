@@ -12,6 +12,11 @@ def low_rank_normal(
     loc: Float[Array, "*batch dim"],
     diagonal: Float[Array, "*batch dim"],
     factor: Float[Array, "*batch dim rank"],
+    batch_ndim: int = 0,
 ) -> Any:
-    """Return the normal with covariance `diag(diagonal) + factor factor'`, never formed."""
-    return tfd.MultivariateNormalDiagPlusLowRankCovariance(loc, diagonal, factor)
+    """Return the normal with covariance `diag(diagonal) + factor factor'`, never formed.
+
+    Its last `batch_ndim` batch axes are part of the event.
+    """
+    normal = tfd.MultivariateNormalDiagPlusLowRankCovariance(loc, diagonal, factor)
+    return tfd.Independent(normal, batch_ndim) if batch_ndim else normal
