@@ -115,6 +115,38 @@ def test_progress_does_not_change_a_run(guide, streamed):
     assert [loss for _, loss in seen] == [streamed.losses[step - 1] for step in steps]
 
 
+def slow(y):
+    """A step takes milliseconds, and only then reads its batch."""
+    mu = gx.sample("mu", distrax.Normal(jnp.zeros(()), 1.0))
+    late = jax.lax.fori_loop(0, 500, lambda _, x: jnp.sin(x), jnp.ones(100)).sum() * 0.0
+    with gx.plate("data", 2 * y.shape[0], subsample_size=y.shape[0]):
+        gx.sample("y", distrax.Normal(mu, 1.0), obs=y + late)
+
+
+def test_a_loader_may_fill_the_same_array_again(key):
+    """JAX reads NumPy's memory in place where it begins at a multiple of 64 bytes."""
+    size, dtype = 4096, np.dtype(jnp.result_type(float))
+    memory = np.zeros(size * dtype.itemsize + 64, np.uint8)
+    begin = -memory.ctypes.data % 64
+    buffer = memory[begin : begin + size * dtype.itemsize].view(dtype)
+
+    def refilled(step):
+        buffer[:] = np.nan if step == 9 else step
+        return gx.Batch(buffer)
+
+    start = gx.init_to_value({"mu": 0.5})
+    guide = gx.AutoDelta(slow, refilled(0), key=key, init_loc_fn=start)
+    with pytest.raises(gx.NonFiniteError, match="arguments hold NaN") as caught:
+        gx.fit(
+            key, guide, batches=refilled, steps=20, optimizer=optax.set_to_zero(), progress=False
+        )
+    gap = 0.5 - np.arange(9)
+    constant = 0.5 * np.log(2 * np.pi) * (1 + 2 * size) + 0.5 * 0.5**2
+    losses = caught.value.result.losses
+    np.testing.assert_allclose(losses[:9], constant + size * gap**2, rtol=1e3 * precision())
+    assert caught.value.sites == ("y",)
+
+
 def test_a_resume_goes_on_counting(guide, streamed):
     asked = []
 

@@ -64,7 +64,8 @@ def fit(
         objective: What to minimise, such as `gx.ELBO(num_particles=10)`.
         batches: In place of the model's arguments: a function of the step, counted from 0, that
             returns a `gx.Batch`, or an iterable of them, all of one structure. They are read on the
-            host, one dispatch a step, while the device still works on the step before.
+            host, one dispatch a step, while the device still works on the step before. NumPy arrays
+            in them are copied, so a loader may fill them again.
         trainable: A function of the guide that returns the parts of it to train, such as
             `lambda guide: guide.family`. The rest stays as it is. None for all.
         progress: None shows a bar, `False` nothing, and a function is called with the number of

@@ -171,7 +171,11 @@ class Batches(AbstractSource):
                 "compiled by itself. Where the last batch of a pass over the data is smaller, let "
                 "the loader drop it, or pad it and mask the rows that are padding."
             )
-        return guide.admit(bound)
+        admitted = guide.admit(bound)
+        # A loader may fill the same arrays again while the step still reads them: on the CPU, JAX
+        # takes NumPy's memory as it is.
+        copied = (x.copy() if isinstance(x, np.ndarray) else x for x in admitted.arrays)
+        return admitted.with_arrays(tuple(copied))
 
 
 def _text(structure: tuple[Shapes, tuple[tuple[str, tuple[int, ...]], ...]]) -> str:
