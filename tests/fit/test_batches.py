@@ -2,6 +2,7 @@
 
 import itertools
 import warnings
+import weakref
 
 import distrax
 import jax
@@ -145,6 +146,24 @@ def test_a_loader_may_fill_the_same_array_again(key):
     losses = caught.value.result.losses
     np.testing.assert_allclose(losses[:9], constant + size * gap**2, rtol=1e3 * precision())
     assert caught.value.sites == ("y",)
+
+
+def test_large_batches_are_not_held(guide, monkeypatch):
+    """At most three, beside the one that is being made."""
+    monkeypatch.setattr(
+        "guidax._fit.source.MAX_HELD", 3 * sum(x.nbytes for x in batch_at(0).arrays) - 1
+    )
+    alive = []
+
+    def traced(step):
+        batch = batch_at(step)
+        alive.append(weakref.ref(batch.arrays[0]))
+        assert sum(ref() is not None for ref in alive) <= 4
+        return batch if step < 25 else gx.Batch(*(x * jnp.nan for x in batch.arrays))
+
+    with pytest.raises(gx.NonFiniteError, match="step 25 .*arguments hold NaN"):
+        run(guide, traced, steps=200)
+    assert len(alive) < 25 + 5  # the rest of the stride is not asked for
 
 
 def test_a_resume_goes_on_counting(guide, streamed):

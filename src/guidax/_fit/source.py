@@ -18,6 +18,7 @@ from .window import require_distinct
 
 CAPACITY = 1000  # of one dispatch: the same for all runs, so that they share a program
 MAX_KEPT = 1_000_000  # parameters of a guide of which a second copy costs next to nothing
+MAX_HELD = 1 << 29  # bytes of batches whose steps have not been looked at
 
 
 class AbstractSource(abc.ABC):
@@ -25,7 +26,7 @@ class AbstractSource(abc.ABC):
 
     @abc.abstractmethod
     def stride(self, moving: Moving, run: Run, n: int) -> tuple[Moving, np.ndarray]:
-        """Take up to `n` steps, at most `CAPACITY`; fewer mean that the batches have ended."""
+        """Take up to `n` steps, at most `CAPACITY`; fewer if the batches or the run end before."""
 
     def skip(self, n: int) -> None:
         """Leave out the first `n` steps, which were taken before."""
@@ -33,7 +34,7 @@ class AbstractSource(abc.ABC):
 
     @abc.abstractmethod
     def batch_of(self, offset: int) -> Batch:
-        """Return the batch of a step of the last stride, counted from its first."""
+        """Return the batch of the step that ended the run, counted from its stride's first."""
 
 
 class OneBatch(AbstractSource):
@@ -119,18 +120,26 @@ class Batches(AbstractSource):
         self._next = first
         self._batches: Any = batches if callable(batches) else iter(batches)
         self._structure: tuple[Shapes, tuple[tuple[str, tuple[int, ...]], ...]] | None = None
-        self._recent: list[Batch] = []
+        self._recent: dict[int, Batch] = {}
 
     def stride(self, moving: Moving, run: Run, n: int) -> tuple[Moving, np.ndarray]:
-        """Take a step on each of the next `n` batches."""
-        self._recent, losses = [], []
+        """Take a step on each of the next `n` batches, or on those up to the end of the run.
+
+        The batches are held until it is seen that none of their steps ended it.
+        """
+        self._recent, losses, held = {}, [], 0
         for batch in self._take(n):
             batch = self._admitted(moving.guide, batch)
             if run.recipe.row_sparse:
                 require_distinct(batch)
             moving, loss = advance_in_place(moving, run, batch, as_int32(1), capacity=1)
-            self._recent.append(batch)
+            self._recent[len(losses)] = batch
             losses.append(loss)
+            held += sum(x.nbytes for x in batch.arrays)
+            if held > MAX_HELD:
+                if int(moving.streak) >= run.recipe.patience:
+                    break
+                self._recent, held = {}, 0
         return moving, np.concatenate(jax.device_get(losses)) if losses else _no_losses()
 
     def skip(self, n: int) -> None:
@@ -138,7 +147,7 @@ class Batches(AbstractSource):
         self._next += n
 
     def batch_of(self, offset: int) -> Batch:
-        """Return a batch of the last stride."""
+        """Return the batch of the step of the last stride that ended the run."""
         return self._recent[offset]
 
     def _take(self, n: int) -> Iterator[Any]:
