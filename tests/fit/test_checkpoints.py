@@ -5,6 +5,7 @@ import dataclasses
 import functools
 import hashlib
 import io
+import itertools
 import json
 import os
 import re
@@ -24,7 +25,7 @@ from tensorflow_probability.substrates.jax import distributions as tfd
 
 import guidax as gx
 from assertions import identical, refused_type
-from guidax._fit.fingerprint import describe, differences
+from guidax._fit.fingerprint import alike, describe, differences, sketch
 from guidax._model.static import Static
 from registry import GUIDES
 from test_readme import run_examples
@@ -305,6 +306,52 @@ def test_other_data_and_another_start_are_refused(guide, plain, finished):
     with pytest.raises(ValueError, match="guide.family.is is 'MeanFieldNormal' in the file"):
         other = gx.AutoMultivariateNormal(model, X, Y, key=jax.random.key(0))
         run(other, checkpoint=checkpoint, learning_rate=0.5)
+
+
+DTYPES = [np.float32, np.float64, jnp.bfloat16]
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: np.dtype(dtype).name)
+@pytest.mark.parametrize("size", [1, 1000, 200_000])
+def test_one_entry_counts_and_rounding_does_not(dtype, size):
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=size).astype(dtype)
+    before = json.loads(json.dumps(sketch(x), allow_nan=False))
+    last_place = float(jnp.finfo(dtype).eps) * rng.uniform(-1.0, 1.0, size)
+    rounded = (x.astype(np.float64) * (1.0 + last_place)).astype(dtype)
+    assert alike(before, sketch(x)) and alike(before, sketch(rounded))
+    for i in {0, size // 3, size - 1}:
+        for moved in (float(x[i]) + 1.5, np.nan):
+            other = x.copy()
+            other[i] = moved
+            assert not alike(before, sketch(other)), (i, moved)
+    if size > 1:
+        assert not alike(before, sketch(np.concatenate([x[:100][::-1], x[100:]])))
+
+
+def test_integers_and_flags_are_compared_bit_by_bit():
+    labels = np.random.default_rng(0).integers(2, size=200_000, dtype=np.int32)
+    for x in (labels, labels == 1, jnp.asarray(labels, jnp.uint8)):
+        flipped = np.asarray(x).copy()
+        flipped[123_456] ^= True
+        assert alike(sketch(x), sketch(np.asarray(x))) and not alike(sketch(x), sketch(flipped))
+    assert not alike(sketch(labels), sketch(labels[::-1]))
+    assert not alike(sketch(labels), sketch(labels.astype(np.int64)))
+
+
+def test_what_a_sketch_says():
+    """The means of blocks whose sizes differ by one, one of them without its entry that is NaN."""
+    x = np.random.default_rng(0).normal(size=2500)
+    weighted = x * (1.0 + np.cos(np.arange(x.size)) / 2.0)
+    x[7] = np.nan
+    weighted[7] = 0.0
+    found = sketch(x)
+    cuts = [x.size * i // 1024 for i in range(1025)]
+    means = [weighted[a:b].mean() for a, b in itertools.pairwise(cuts)]
+    np.testing.assert_allclose(found["means"], means, rtol=1e-12)
+    np.testing.assert_allclose(found["root mean square"], np.sqrt(np.nansum(x**2) / x.size))
+    assert found["finite"] == 2499
+    assert sketch(np.zeros((0, 3)))["means"] == []
 
 
 def described(plain, **options):
