@@ -1,12 +1,16 @@
 """Every guide is a pytree that lives under every transformation of plain JAX."""
 
+import pickle
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 import guidax as gx
 from assertions import distance, identical, perturbed
+from guidax._model.static import Static
 from models import (
     NETWORK_DATA,
     ConjugateNormal,
@@ -153,3 +157,33 @@ def test_guides_travel_through_files(entry, key, tmp_path):
     eqx.tree_serialise_leaves(tmp_path / "guide.eqx", guide)
     blank = jax.tree.map(jnp.zeros_like, guide)
     assert identical(eqx.tree_deserialise_leaves(tmp_path / "guide.eqx", blank), guide)
+
+
+def test_guides_travel_through_pickles(key):
+    """With models and functions that pickle finds by their names, as those of a module."""
+    guide = gx.AutoNormal(regression, X, y, key=key)
+    loaded = pickle.loads(pickle.dumps(guide))
+    assert jax.tree.structure(loaded) == jax.tree.structure(guide) and identical(loaded, guide)
+    draws = guide.sample_posterior(key, X, y, sample_shape=(3,))
+    assert identical(loaded.sample_posterior(key, X, y, sample_shape=(3,)), draws)
+
+
+class Salted:
+    """Hashes as strings do: in another way in each process."""
+
+    salt = 0
+
+    def __hash__(self):
+        return self.salt
+
+    def __eq__(self, other):
+        return isinstance(other, Salted)
+
+
+def test_constants_from_another_process_are_equal(monkeypatch):
+    constant = Salted(), np.arange(3)
+    stored = pickle.dumps(Static(constant))
+    monkeypatch.setattr(Salted, "salt", 1)
+    loaded = pickle.loads(stored)
+    assert loaded == Static(constant) and hash(loaded) == hash(Static(constant))
+    assert loaded != Static((Salted(), np.arange(4)))

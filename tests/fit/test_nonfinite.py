@@ -1,6 +1,8 @@
 """What follows a step that is not finite: stop, skip it, or go back and halve the rate."""
 
+import copy
 import functools
+import pickle
 
 import distrax
 import equinox as eqx
@@ -206,6 +208,20 @@ def test_what_is_not_trained_need_not_be_finite(guide, key):
 def test_data_that_are_not_finite_are_named(guide, key):
     with pytest.raises(gx.NonFiniteError, match="arguments hold NaN or infinity"):
         gx.fit(key, guide, Y * jnp.nan, steps=1, **OPTIONS)
+
+
+@pytest.mark.parametrize("copied", [copy.copy, lambda error: pickle.loads(pickle.dumps(error))])
+def test_errors_come_back_from_other_processes(copied, guide, key):
+    with pytest.raises(gx.NonFiniteError) as caught:
+        gx.fit(key, guide, Y * jnp.nan, steps=1, **OPTIONS)
+    error = caught.value
+    error.add_note("in member 3")
+    found = copied(error)
+    assert isinstance(found, gx.NonFiniteError) and str(found) == str(error)
+    assert (found.step, found.sites, found.bad_data) == (0, ("y",), True)
+    assert found.__notes__ == ["in member 3"]
+    assert jax.tree.structure(found.result) == jax.tree.structure(error.result)
+    assert distance(found.result.guide, guide) == 0
 
 
 def test_another_policy_is_refused(guide, key):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -161,6 +162,10 @@ class NonFiniteError(FloatingPointError):
             "another start (init_loc_fn; a flow may begin at a fitted normal, .warm_start) or a "
             "smaller learning_rate, and look at what those sites compute at extreme values."
         )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        make = functools.partial(NonFiniteError, bad_data=self.bad_data)
+        return make, (self.result, self.sites), self.__dict__
 
 
 def conclude(outcome: Outcome, run: Run) -> FitResult:

@@ -40,6 +40,9 @@ class Static:
             return True
         return isinstance(other, Static) and self._hash == other._hash and self._key == other._key
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Static, (self.value,)  # hashes differ from process to process
+
     def __repr__(self) -> str:
         return f"static({self.value!r})"
 
