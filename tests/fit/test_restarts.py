@@ -60,6 +60,18 @@ def test_members_are_fits(found):
     assert more.losses.shape == (5,)
 
 
+def test_members_are_counted(found):
+    for beyond in (STARTS, -STARTS - 1, jnp.array(STARTS)):
+        with pytest.raises(IndexError, match=f"there are 6 members.*got {int(beyond)}"):
+            found[beyond]
+    locs = np.asarray(found.results.guide.family.loc["x"])
+    np.testing.assert_array_equal([float(each.guide.family.loc["x"]) for each in found], locs)
+    last = [found[i].guide.family.loc["x"] for i in (-1, STARTS - 1, jnp.array(-1))]
+    np.testing.assert_array_equal(last, [locs[-1]] * 3)
+    of_member = jax.jit(lambda found, i: found[i].guide.family.loc["x"])
+    assert of_member(found, 2) == locs[2]
+
+
 def test_a_second_call_traces_nothing(found, key):
     assert new_traces(lambda: run(key, lambda key: make(key, 0.1), 0.1)) == 0
 

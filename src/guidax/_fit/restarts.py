@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import operator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import equinox as eqx
@@ -54,8 +55,19 @@ class Restarts(eqx.Module):
         return self.elbo.shape[0]
 
     def __getitem__(self, member: int | Int[Array, ""]) -> FitResult:
-        """Return the fit of one member, which can be resumed."""
+        """Return the fit of one member, which can be resumed.
+
+        Raises:
+            IndexError: If there is no such member.
+        """
+        # JAX would take the last one instead; under jit and vmap it does.
+        if not is_traced(member) and not -len(self) <= operator.index(member) < len(self):
+            raise IndexError(f"there are {len(self)} members, numbered from 0; got {member}.")
         return jax.tree.map(lambda x: x[member], self.results)
+
+    def __iter__(self) -> Iterator[FitResult]:
+        """Go through the fits of all members."""
+        return (self[i] for i in range(len(self)))
 
 
 def fit_restarts(
