@@ -10,6 +10,7 @@ import json
 import os
 import re
 import shutil
+import stat
 import warnings
 from pathlib import Path
 
@@ -510,6 +511,22 @@ def test_a_write_that_fails_leaves_the_old_files(guide, plain, tmp_path, monkeyp
     (tmp_path / ".step-000000000040.guidax.x.part").write_bytes(whole[:100])
     assert same(run(guide, checkpoint=checkpoint), plain)
     assert names(tmp_path) == [f"step-{n:012d}.guidax" for n in (40, 60)]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs the modes of POSIX")
+def test_files_have_the_mode_that_the_umask_leaves_and_keep_theirs(tmp_path):
+    path = tmp_path / "x"
+    before = os.umask(0o022)
+    try:
+        gx.save(path, jnp.zeros(1))
+        assert stat.S_IMODE(path.stat().st_mode) == 0o644
+        for mode in (0o664, 0o600):
+            path.chmod(mode)
+            gx.save(path, jnp.ones(1))
+            assert stat.S_IMODE(path.stat().st_mode) == mode
+    finally:
+        os.umask(before)
+    assert names(tmp_path) == ["x"] and identical(gx.load(path, like=jnp.zeros(1)), jnp.ones(1))
 
 
 # --- save and load -------------------------------------------------------------------------------

@@ -9,14 +9,14 @@ come from the program with either.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import importlib.metadata
 import io
 import itertools
 import json
 import os
-import tempfile
+import secrets
+import shutil
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -79,6 +79,8 @@ def refuse(stored: Stored, reasons: Iterable[str], hint: str) -> None:
 def write(path: Path, header: dict[str, Any], tree: PyTree) -> None:
     """Write a file in one move: whatever happens, `path` is the old file or the new one, whole.
 
+    The new one has the mode of the old one, or that which the umask leaves.
+
     Of several processes the first alone writes, and all must call this.
 
     Raises:
@@ -91,9 +93,13 @@ def write(path: Path, header: dict[str, Any], tree: PyTree) -> None:
     if jax.process_index():
         return
     header = {"guidax": _version(), "jax": jax.__version__} | header
-    handle, name = tempfile.mkstemp(suffix=PART, prefix=f".{path.name}.", dir=path.parent)
+    # Not tempfile's: what it makes is its owner's alone, whatever the umask.
+    part = path.parent / f".{path.name}.{secrets.token_hex(4)}{PART}"
+    part.touch(exist_ok=False)
     try:
-        with open(handle, "wb") as file:
+        with open(part, "wb") as file:
+            if path.exists():
+                shutil.copymode(path, part)
             hashing = _Hashing(file)
             hashing.write(_FIRST + str(FORMAT).encode() + b"\n")
             hashing.write(json.dumps(header, allow_nan=False).encode() + b"\n")
@@ -101,10 +107,9 @@ def write(path: Path, header: dict[str, Any], tree: PyTree) -> None:
             file.write(hashing.digest())
             file.flush()
             os.fsync(file.fileno())
-        os.replace(name, path)
+        os.replace(part, path)
     except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(name)
+        part.unlink(missing_ok=True)
         raise
     _sync_folder(path.parent)
 
