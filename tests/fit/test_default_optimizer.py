@@ -9,7 +9,7 @@ import pytest
 
 import guidax as gx
 from assertions import distance, identical, precision
-from guidax._fit.default import EVERY, MAX_TURNED, default_optimizer
+from guidax._fit.default import EVERY, MAX_TURNED, _clip, default_optimizer
 
 MEAN = np.array([3.0, -2.0, 0.5])
 
@@ -136,6 +136,20 @@ def test_a_part_goes_at_most_three_times_as_fast_as_the_slowest(key):
 
     np.testing.assert_allclose(first_steps(gx.AutoIAFNormal), [0.03, 0.01], rtol=1e-4)
     np.testing.assert_allclose(first_steps(gx.AutoDelta), [0.3, 0.3], rtol=1e-4)
+
+
+@pytest.mark.parametrize("size", [0.0, 1e-30, 1e-3, 2.0, 1e6, 1e20, 3e38])
+def test_gradients_are_clipped_whatever_their_size(size):
+    """In single precision squares overflow from 1.8e19 on: by an infinite norm nothing is left."""
+    direction = np.array([1.0, -0.5, 0.25, 1.0])
+    gradient = jnp.asarray(size * direction, jnp.float32)
+    tree = {"a": gradient[:3], "b": gradient[3:], "none": jnp.zeros((0, 2))}
+    optimizer = _clip(jnp.asarray(10.0, jnp.float32))
+    clipped, _ = optimizer.update(tree, optimizer.init(tree))
+    expected = direction * min(size, 10.0 / np.linalg.norm(direction))
+    found = np.concatenate([clipped["a"], clipped["b"]])
+    assert found.dtype == np.float32 and clipped["none"].shape == (0, 2)
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
 
 
 def members(turned):

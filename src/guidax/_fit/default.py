@@ -67,8 +67,12 @@ def _clip(max_norm: Float[Array, ""]) -> optax.GradientTransformation:
 
     def clip(gradients: PyTree, params: PyTree) -> PyTree:
         del params
-        factor = jnp.minimum(1.0, max_norm / optax.tree.norm(gradients))
-        return jax.tree.map(lambda g: (g * factor).astype(g.dtype), gradients)
+        # Squares overflow, in single precision from 1.8e19 on. Not by the largest entry itself: XLA
+        # may multiply by the reciprocal, and that of a number beyond 8.5e37 may be taken for zero.
+        scale = jnp.maximum(1.0, optax.tree.norm(gradients, ord=jnp.inf) ** 0.75)
+        scaled = jax.tree.map(lambda g: g / scale, gradients)
+        factor = jnp.minimum(scale, max_norm / optax.tree.norm(scaled))
+        return jax.tree.map(lambda g, s: (s * factor).astype(g.dtype), gradients, scaled)
 
     return optax.stateless(clip)
 
