@@ -619,6 +619,9 @@ def test_a_result_is_saved_and_resumed(guide, plain, tmp_path):
     assert same(one, other)
     with pytest.raises(ValueError, match="recipe.optimizer is None in the file"):
         gx.load(tmp_path / "result", like=run(guide, steps=1, optimizer=optax.adam))
+    gx.save(tmp_path / "pair", (guide, X))
+    with pytest.raises(ValueError, match="pair .* does not fit: "):
+        gx.load(tmp_path / "pair", like=plain)
 
 
 def test_a_checkpoint_is_no_file_of_save(guide, finished):

@@ -61,7 +61,8 @@ def load(path: str | os.PathLike[str], like: T) -> T:
         )
     if isinstance(like, FitResult):
         # Text of the file is not trusted with more than a number.
-        count = _length(stored.header.get("tree", {}).get("losses"))
+        tree = stored.header.get("tree")
+        count = _length(tree.get("losses")) if isinstance(tree, dict) else None
         losses = like.losses
         if losses.ndim == 1 and count is not None:
             blank = jax.ShapeDtypeStruct((count,), losses.dtype)
