@@ -88,6 +88,16 @@ def test_marginals_and_pairs_on_given_axes_and_of_chosen_sites():
     assert "24 of 31" in many[0].figure.get_suptitle()
 
 
+@pytest.mark.parametrize("draw", [gx.plot.marginals, gx.plot.pairs])
+def test_nothing_to_draw_is_refused(draw):
+    draws = {"a": np.arange(10.0), "b": np.zeros((10, 0))}
+    with pytest.raises(ValueError, match=r"nothing to draw: the sites \[\] .* holds \[\]"):
+        draw({})
+    for sites in ([], ["b"], iter([])):
+        with pytest.raises(ValueError, match=r"nothing to draw: .* draws holds \['a', 'b'\]"):
+            draw(draws, sites=sites)
+
+
 def test_pairs():
     rng = np.random.default_rng(0)
     draws = {"a": rng.normal(size=5000), "b": rng.normal(size=(5000, 1)) + 7.0}

@@ -93,9 +93,10 @@ def marginals(
 
     Raises:
         ImportError: If matplotlib is not installed.
-        ValueError: If `sites` names a site that is not there, or there are too few axes.
+        ValueError: If `sites` names a site that is not there, there is nothing to draw, or there
+            are too few axes.
     """
-    found = list(_coordinates(draws, sites))
+    found = _some_coordinates(draws, sites)
     known = {} if reference is None else dict(_coordinates(reference, None))
     total = len(found)
     found = found if axes is not None else found[:_PANELS]
@@ -137,9 +138,10 @@ def pairs(
 
     Raises:
         ImportError: If matplotlib is not installed.
-        ValueError: If `sites` names a site that is not there, or the axes have another shape.
+        ValueError: If `sites` names a site that is not there, there is nothing to draw, or the axes
+            have another shape.
     """
-    found = list(_coordinates(draws, sites))
+    found = _some_coordinates(draws, sites)
     known = {} if reference is None else dict(_coordinates(reference, None))
     total = len(found)
     found = found if axes is not None else found[:_COORDINATES]
@@ -285,6 +287,24 @@ def _square(count: int, axes: Any) -> np.ndarray:
             f"{count} coordinates need axes of shape {(count, count)}; got {panels.shape}."
         )
     return panels
+
+
+def _some_coordinates(
+    draws: Mapping[str, ArrayLike], sites: Iterable[str] | None
+) -> list[tuple[str, np.ndarray]]:
+    """Return name and draws of each coordinate, of which there is one at least.
+
+    Raises:
+        ValueError: If there is none, a site is not there, or has no axis of draws.
+    """
+    names = list(draws) if sites is None else list(sites)
+    found = list(_coordinates(draws, names))
+    if not found:
+        raise ValueError(
+            f"there is nothing to draw: the sites {names} have no coordinates; draws holds "
+            f"{sorted(draws)}."
+        )
+    return found
 
 
 def _coordinates(
