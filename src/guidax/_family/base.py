@@ -64,6 +64,11 @@ class AbstractFamily(eqx.Module):
         """Whether draws depend on the model's arguments, which then cannot be left out."""
         return False
 
+    @property
+    def reads_given(self) -> bool:
+        """Whether draws may depend on those of earlier parts, `target.given`."""
+        return True
+
     def map_rows(self, f: Callable[[Array, tuple[tuple[str, int], ...]], Any]) -> Any:
         """Return the family with a function applied to each parameter that holds rows of plates.
 
@@ -115,6 +120,9 @@ class AbstractFamily(eqx.Module):
         return {}
 
     def normal_marginals(self, target: Target) -> dict[str, tuple[Array, Array]]:
-        """Return location and scale of the sites whose coordinates are independent normals."""
+        """Return location and scale of the sites whose coordinates are independent normals.
+
+        They are independent of all other sites, too.
+        """
         del target
         return {}

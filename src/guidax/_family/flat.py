@@ -55,6 +55,11 @@ class AbstractFlat(AbstractFamily):
         """All sites, drawn jointly."""
         return Block(tuple(s.name for s in self.sites))
 
+    @property
+    def reads_given(self) -> bool:
+        """The parameters alone say how it draws."""
+        return False
+
     def to_values(self, z: Float[Array, "*batch dim"], indices: Indices) -> dict[str, Array]:
         """Cut a vector into sites, with their rows in the order that the batch has them.
 

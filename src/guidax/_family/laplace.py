@@ -56,6 +56,11 @@ class LaplacePoint(AbstractFamily):
         """The Hessian is that of the model on its arguments."""
         return True
 
+    @property
+    def reads_given(self) -> bool:
+        """The parameters alone say where it lies."""
+        return False
+
     def draw(self, key: Key, target: Target) -> Draw:
         """Return the point. Its Jacobian counts; a point mass adds no term."""
         del key

@@ -49,6 +49,11 @@ class MeanFieldNormal(AbstractFamily):
         """That of `rate_of_normals`."""
         return rate_of_normals(size_of(self.sites))
 
+    @property
+    def reads_given(self) -> bool:
+        """The parameters alone say how it draws."""
+        return False
+
     def units(self) -> Any:
         """Return those of `units_of_normal`, for every site."""
         pairs = {n: units_of_normal(raw) for n, raw in self.raw_scale.items()}

@@ -37,6 +37,11 @@ class Point(AbstractFamily):
         """0.3: safe for points, also from far away (measured on posteriordb)."""
         return 0.3
 
+    @property
+    def reads_given(self) -> bool:
+        """The parameters alone say where it lies."""
+        return False
+
     def locations(self) -> Any:
         """Return the values."""
         return self.loc

@@ -75,6 +75,11 @@ class Product(AbstractFamily):
         """Whether any part does."""
         return any(part.reads_batch for part in self.parts)
 
+    @property
+    def reads_given(self) -> bool:
+        """Whether any part does."""
+        return any(part.reads_given for part in self.parts)
+
     def map_rows(self, f: Callable[[Array, tuple[tuple[str, int], ...]], Any]) -> Any:
         """Apply a function to the parameters of each part."""
         parts = tuple(part.map_rows(f) for part in self.parts)
@@ -139,8 +144,13 @@ class Product(AbstractFamily):
         return self._joined(lambda part: part.quantile(level, target))
 
     def normal_marginals(self, target: Target) -> dict[str, tuple[Array, Array]]:
-        """Return those of the parts that have them."""
-        return self._joined(lambda part: part.normal_marginals(target))
+        """Return those of the parts whose draws no later part reads."""
+        found = {}
+        for part in self.parts:
+            if part.reads_given:
+                found = {}
+            found |= part.normal_marginals(target)
+        return found
 
     def _joined(self, method: Callable[[AbstractFamily], dict[Any, Any]]) -> dict[Any, Any]:
         found = {}

@@ -36,6 +36,11 @@ class ProgramFamily(AbstractFamily):
         return True
 
     @property
+    def reads_given(self) -> bool:
+        """As `given` says."""
+        return self.given
+
+    @property
     def has_params(self) -> bool:
         """Whether the program has `param` sites."""
         return bool(self.program.params)

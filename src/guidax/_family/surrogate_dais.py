@@ -53,6 +53,11 @@ class SurrogateDAIS(AbstractDAIS):
         self.sites = base.sites
 
     @property
+    def reads_given(self) -> bool:
+        """The surrogate is over the latents of this part alone."""
+        return False
+
+    @property
     def has_params(self) -> bool:
         """Whether the surrogate has `param` sites."""
         return bool(self.surrogate.params)

@@ -22,9 +22,9 @@ class MeanFieldELBO(AbstractObjective):
     none at all, because there log p and log q cancel.
 
     A site whose guide and prior are both independent normals in unconstrained space, and whose
-    density no handler scales or masks, contributes its KL divergence in closed form. Otherwise q's
-    entropy is in closed form where the family has it, and sampled where not. It works on every
-    guide: what is not exact is sampled.
+    density no handler scales or masks, contributes its KL divergence in closed form, unless a later
+    part of a list reads its draws. Otherwise q's entropy is in closed form where the family has it,
+    and sampled where not. It works on every guide: what is not exact is sampled.
 
     Args:
         num_particles: Draws that the estimate averages.
