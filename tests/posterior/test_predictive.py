@@ -184,6 +184,24 @@ def test_a_ready_made_batch_needs_its_rows_where_draws_hold_all(key):
         gx.log_likelihood(Hierarchy.takes_batch, draws, gx.Batch(y[rows]).at(data=rows + 4))
 
 
+def test_all_rows_in_another_order_are_refused(key):
+    draws = {"mu": jnp.zeros(2), "s": jnp.ones((2, 6)), "z": jnp.ones((2, 6)) * jnp.arange(6.0)}
+    order = np.array([1, 2, 0, 3, 5, 4])
+    batch = gx.Batch(Hierarchy.y[order])
+    message = r"'s' hold all 6 rows of plate 'data', and at\(data=\.\.\.\) .* in another order"
+    with pytest.raises(ValueError, match=message):
+        gx.log_likelihood(Hierarchy.takes_batch, draws, batch.at(data=order))
+    with pytest.raises(ValueError, match=message):
+        gx.Predictive(Hierarchy.takes_batch, draws)(key, batch.at(data=order))
+    same = gx.log_likelihood(Hierarchy.takes_batch, draws, batch.at(data=np.arange(6)))
+    errors = (np.arange(6) - Hierarchy.y[order]) / 0.5
+    expected = -0.5 * errors**2 - np.log(0.5 * (2 * np.pi) ** 0.5)
+    np.testing.assert_allclose(same["y"][1], expected, rtol=1e-5)
+    # Draws of globals have no order.
+    found = gx.Predictive(Hierarchy.takes_batch, {"mu": jnp.zeros(2)})(key, batch.at(data=order))
+    assert found["z"].shape == (2, 6)
+
+
 def test_one_row_at_a_time_must_be_named(key):
     def model(x):
         with gx.plate("data", 5, subsample_size=1):

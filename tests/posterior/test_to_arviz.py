@@ -174,6 +174,26 @@ def test_rows_of_the_batch_name_the_coordinates(key):
     assert pairs.dims == ("chain", "draw", "row", "column", "pairs_dim_2")
 
 
+def test_all_rows_in_the_order_of_the_batch(key):
+    def rows(y):
+        with gx.plate("row", 4):
+            z = gx.sample("z", distrax.Normal(jnp.zeros(()), 10.0))
+            gx.deterministic("twice", 2 * z)
+            gx.sample("y", distrax.Normal(z, 1.0), obs=y)
+
+    y, order = np.array([0.0, 10.0, 20.0, 30.0]), np.array([1, 2, 0, 3])
+    init = gx.init_to_value({"z": y})
+    guide = gx.AutoNormal(rows, y, key=key, init_loc_fn=init, init_scale=0.1)
+    tree = gx.to_arviz(key, guide, gx.Batch(y[order]).at(row=order), num_samples=3)
+    posterior = group(tree, "posterior")
+    assert list(posterior["row"].values) == list(order)
+    z = posterior["z"].values[0]
+    assert np.all(np.abs(z - y[order]) < 1.0)
+    np.testing.assert_allclose(posterior["twice"][0], 2 * z, rtol=1e-6)
+    expected = -0.5 * (z - y[order]) ** 2 - 0.5 * np.log(2 * np.pi)
+    np.testing.assert_allclose(group(tree, "log_likelihood")["y"][0], expected, rtol=1e-5)
+
+
 def numpyro_model(x, y):
     slope = numpyro.sample("slope", dist.Normal(0.0, 1.0))
     with numpyro.plate("data", x.shape[0]):

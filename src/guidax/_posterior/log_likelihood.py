@@ -19,7 +19,7 @@ from .._model.model import AbstractModel
 from .._model.target import NOTHING, site_entries
 from .._model.trace import Site, Trace
 from .._types import Key
-from .runs import as_draws, check_batch, model_of, over_draws, positive
+from .runs import as_draws, check_batch, model_of, over_draws, positive, require_known_order
 
 
 def log_likelihood(
@@ -34,7 +34,7 @@ def log_likelihood(
 
     Nothing is scaled, neither by `gx.handlers.scale` nor by N/B; masked entries count 0. A
     `factor` is a site too. Plates hold the rows that `Batch.at` names, else all of them where the
-    model runs with all.
+    model runs with all. Draws that hold every row of a plate are in the plate's order.
 
     Args:
         model: A model, such as `guide.model`, with its trained parameters; or a callable.
@@ -50,7 +50,8 @@ def log_likelihood(
     Raises:
         TypeError: If `model` is a guide or cannot be called, or the arguments do not fit it.
         ValueError: If a latent has no draws, if a draw belongs to no latent of this call or does
-            not fit it, or if nothing is observed.
+            not fit it, if draws and arguments hold all rows of a plate and `at` names another order
+            than the plate's, or if nothing is observed.
     """
     model, draws = model_of(model), as_draws(draws)
     if isinstance(model, LogDensity):
@@ -60,7 +61,9 @@ def log_likelihood(
         )
     batch = as_batch(model, args, kwargs, options_of(log_likelihood))
     size = positive("batch_size", batch_size)
-    return _log_likelihood(model, draws, check_batch(model, batch), size)
+    batch = check_batch(model, batch)
+    require_known_order(model, draws, batch)
+    return _log_likelihood(model, draws, batch, size)
 
 
 @functools.partial(jax.jit, static_argnames="batch_size")

@@ -15,7 +15,15 @@ from .._model.batch import Batch, as_batch
 from .._model.model import AbstractModel
 from .._model.trace import Trace
 from .._types import Key
-from .runs import as_draws, check_batch, model_of, over_draws, positive, require_key
+from .runs import (
+    as_draws,
+    check_batch,
+    model_of,
+    over_draws,
+    positive,
+    require_key,
+    require_known_order,
+)
 
 
 class Predictive(eqx.Module):
@@ -29,7 +37,9 @@ class Predictive(eqx.Module):
     The arguments may be others than those of the fit, and of another size. Plates hold the rows
     that `Batch.at` names, else all of them where the model runs with all (where it gets a
     ready-made batch it does not, and its rows are those of the arguments). Draws that hold every
-    row of a plate are in the plate's order; a run takes its rows of them.
+    row of a plate are in the plate's order; a run takes its rows of them. (`sample_posterior`
+    returns them in the order of its arguments; arguments that hold every row in another order than
+    the plate's are refused beside such draws.)
 
     A second call with arguments of the same shapes compiles nothing.
 
@@ -95,11 +105,14 @@ class Predictive(eqx.Module):
 
         Raises:
             TypeError: If the arguments do not fit the model.
-            ValueError: If a draw belongs to no latent of this call or does not fit it, if a latent
-                has neither draws nor a prior to draw from, or if there is nothing to predict.
+            ValueError: If a draw belongs to no latent of this call or does not fit it, if draws and
+                arguments hold all rows of a plate and `at` names another order than the plate's, if
+                a latent has neither draws nor a prior to draw from, or if there is nothing to
+                predict.
         """
         require_key("a gx.Predictive", key)
         batch = check_batch(self.model, as_batch(self.model, args, kwargs))
+        require_known_order(self.model, self.draws, batch)
         return _predict(self, key, batch)
 
 

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax, random
 from jax.typing import ArrayLike
 from jaxtyping import Array
@@ -17,8 +18,9 @@ from .._model.batch import Batch
 from .._model.indices import check_rows, refusal
 from .._model.model import AbstractModel, at_zero
 from .._model.program import as_model
+from .._model.structure import describe
 from .._model.trace import Indices, Plate, Site, Trace
-from .._numerics import strong
+from .._numerics import is_traced, strong
 from .._types import Key
 
 Read = TypeVar("Read")
@@ -84,6 +86,30 @@ def check_batch(model: AbstractModel, batch: Batch) -> Batch:
     return batch
 
 
+def require_known_order(model: AbstractModel, draws: Mapping[str, Array], batch: Batch) -> None:
+    """Refuse draws of all rows of a plate beside arguments that hold all rows in another order.
+
+    Inside a transformation row numbers are not known, and nothing is checked.
+
+    Raises:
+        ValueError: If there are such draws.
+    """
+    if not batch.rows:
+        return
+    for site in describe(model, batch, random.key(0)).latents:
+        for plate, axis in site.plates:
+            rows, size = batch.rows.get(plate), site.shape[axis]
+            if site.name not in draws or rows is None or is_traced(rows):
+                continue
+            if rows.shape[0] == size and np.any(np.asarray(rows) != np.arange(size)):
+                raise ValueError(
+                    f"draws of site {site.name!r} hold all {size} rows of plate {plate!r}, and "
+                    f"at({plate}=...) names all of them in another order, so it is not clear in "
+                    "which of the two orders the draws are: pass draws and arguments in the "
+                    "plate's order, without at."
+                )
+
+
 def first_run(model: AbstractModel, batch: Batch, key: Key) -> tuple[Trace, Indices, set[str]]:
     """Run once with stand-ins for the latents, to learn shapes. XLA drops what is not used of it.
 
@@ -130,6 +156,7 @@ def over_draws(
     num_samples: int | None,
     batch_size: int | None,
     whole: bool = False,
+    taken: bool = False,
 ) -> Read:
     """Run the model at each draw, and return what is read of the runs.
 
@@ -142,6 +169,8 @@ def over_draws(
         num_samples: How many runs, where there are no draws.
         batch_size: How many runs at a time; None for all.
         whole: Whether every latent must be among the draws.
+        taken: Whether the draws hold the rows of the run, in its order; else those that hold all
+            rows of a plate are in the plate's order.
 
     Returns:
         What `read` returns, with the sample axes in front.
@@ -163,7 +192,7 @@ def over_draws(
 
         def choose(site: Site) -> Array | None:
             if site.name in point:
-                return _fitted(point[site.name], site, rows)
+                return _fitted(point[site.name], site, {} if taken else rows)
             if whole or site.sample is None:
                 raise _no_draws(site)
             return None
@@ -215,7 +244,7 @@ def _leading_axes(
 
 
 def _fitted(value: Array, site: Site, rows: Indices) -> Array:
-    """Return a draw in the shape of the site: of a plate, the rows that the run holds.
+    """Return a draw in the shape of the site: of a plate that has all rows, those that are named.
 
     Raises:
         ValueError: If it has another shape.

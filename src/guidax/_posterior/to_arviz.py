@@ -228,6 +228,7 @@ def _runs(
         batch,
         num_samples=None if draws else num_samples,
         batch_size=batch_size,
+        taken=True,
     )
 
 
