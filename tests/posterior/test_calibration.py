@@ -88,6 +88,29 @@ def test_options_reach_the_fits_and_a_second_call_traces_nothing():
         jax.eval_shape(lambda calibration: len(calibration.reading), first)
 
 
+def test_ranks_of_constants_are_uniform():
+    numpyro = pytest.importorskip("numpyro")
+    dist = numpyro.distributions
+
+    def correlated(y=None):
+        numpyro.sample("L", dist.LKJCholesky(2, 2.0))
+        matrix = numpyro.sample("C", dist.LKJ(2, 2.0))
+        numpyro.sample("y", dist.Normal(matrix[0, 1], 1.0), obs=y)
+
+    settings = {"observe": ["y"], "steps": 1, "num_replications": 400}
+    model = gx.from_numpyro(correlated)
+    calibration = gx.calibrate(random.key(0), gx.AutoNormal, model, **settings)
+    p = calibration.uniformity()
+    constant = {"C": [(0, 0), (1, 1)], "L": [(0, 0), (0, 1)]}
+    columns = []
+    for name, entries in constant.items():
+        for entry in entries:
+            assert p[name][entry] > 0.001
+            columns.append(calibration.ranks[name][:, *entry])
+    assert np.all(np.abs(np.triu(np.corrcoef(columns), 1)) < 4 / 400**0.5)  # each by itself
+    assert p["C"][0, 1] < 1e-6  # after one step the guide is far too narrow
+
+
 @pytest.mark.slow
 def test_a_numpyro_model_with_discrete_data_and_a_laplace_guide():
     numpyro = pytest.importorskip("numpyro")

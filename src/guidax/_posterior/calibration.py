@@ -41,7 +41,8 @@ class Calibration(eqx.Module):
     `str(calibration)`, or `reading`, puts the tests into words.
 
     Attributes:
-        ranks: Site to how many draws lie below the true value, of shape `(replications, *site)`.
+        ranks: Site to how many draws lie below the true value, of shape `(replications, *site)`;
+            of draws that equal it, a random number counts.
         first_bad_step: Of each fit, the first step that was not finite, or -1.
         num_draws: How many draws each true value was compared with.
     """
@@ -273,7 +274,7 @@ def _calibrate(
     plan: _Plan, key: Key, model: AbstractModel, batch: Batch, rate: Float[Array, ""] | None
 ) -> Calibration:
     def one(key: Key) -> tuple[dict[str, Array], Array]:
-        keys = random.split(key, 4)
+        keys = random.split(key, 5)
         truth, data = simulate(model, keys[0], batch, plan.observe)
         observed, given = Simulated(model, plan.observe), Batch(data, batch)
         guide = plan.constructor.value(observed, given, key=keys[1])
@@ -292,7 +293,11 @@ def _calibrate(
         draws = result.guide.sample_posterior(
             keys[3], given, sample_shape=(plan.num_draws,), sites=sorted(truth)
         )
-        ranks = {name: jnp.sum(draws[name] < truth[name], axis=0) for name in truth}
+        tie_keys = random.split(keys[4], len(truth))
+        ranks = {
+            name: _rank(k, truth[name], draws[name])
+            for name, k in zip(truth, tie_keys, strict=True)
+        }
         return ranks, result.first_bad_step
 
     keys = random.split(key, plan.num_replications)
@@ -301,6 +306,18 @@ def _calibrate(
         jax.vmap(one)(keys) if at_once else lax.map(one, keys, batch_size=plan.batch_size)
     )
     return Calibration(ranks, first_bad_step, plan.num_draws)
+
+
+def _rank(key: Key, truth: Array, draws: Array) -> Int[Array, "..."]:
+    """Return how many draws lie below the truth, and of those equal to it a random number.
+
+    Entries that are constant, such as the diagonal of a correlation matrix, are equal only up to
+    the rounding of the map to the support.
+    """
+    rounding = 100 * jnp.finfo(truth.dtype).eps * jnp.abs(truth)
+    below = jnp.sum(draws < truth - rounding, axis=0)
+    ties = jnp.sum(jnp.abs(draws - truth) <= rounding, axis=0)
+    return below + random.randint(key, ties.shape, 0, ties + 1, ties.dtype)
 
 
 def _require_simulable(model: AbstractModel, batch: Batch, observe: tuple[str, ...]) -> None:
