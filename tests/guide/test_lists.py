@@ -62,6 +62,17 @@ def test_each_part_draws_with_a_key_of_its_own(key):
     assert abs(correlation) < 5 / 10_000**0.5
 
 
+def test_a_list_with_points_has_no_density(key):
+    guide = gx.AutoGuideList(regression, X, y, key=key, parts=PARTS)
+    draws = guide.sample_posterior(key, X, y, sample_shape=(3,))
+    with pytest.raises(TypeError, match=r"draws the sites \['beta'\] as points.*no density"):
+        guide.log_prob(draws, X, y)
+    u, scale = np.log(draws["tau"]), 0.05  # tau is positive
+    loc = np.log(guide.median(X, y)["tau"])
+    expected = -0.5 * ((u - loc) / scale) ** 2 - np.log(scale * (2 * np.pi) ** 0.5) - u
+    np.testing.assert_allclose(guide[1].log_prob({"tau": draws["tau"]}, X, y), expected, rtol=1e-4)
+
+
 def test_two_flat_parts_do_not_clash(key):
     parts = {"beta": gx.AutoMultivariateNormal, "tau": gx.AutoDiagonalNormal}
     guide = perturbed(gx.AutoGuideList(regression, X, y, key=key, parts=parts), key)

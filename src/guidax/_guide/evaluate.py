@@ -126,10 +126,15 @@ def _log_prob(guide: AutoGuide, latents: dict[str, Array], batch: Batch) -> Floa
     sites = {name: trace.sites[name] for name in latents}
     u = {name: site.bijection.inverse(site.value) for name, site in sites.items()}
     log_q = guide.family.log_q(Draw.of(u), target)
-    if log_q is None or (not log_q and u):
+    if log_q is None:
         raise TypeError(
             f"{type(guide).__name__} has no density in closed form: its draws come with theirs, "
             "see sample_and_log_prob."
+        )
+    if points := sorted(u.keys() - {name for block in log_q for name in block.sites}):
+        raise TypeError(
+            f"{type(guide).__name__} draws the sites {points} as points, which have no density. "
+            "That of another part of a list is guide[i].log_prob(...)."
         )
     log_det = (
         s.plate_scale * jnp.sum(s.bijection.log_det(u[n], s.value)) for n, s in sites.items()

@@ -141,7 +141,7 @@ class AutoGuide(eqx.Module):
             Log densities in constrained space, of the shape of the leading axes.
 
         Raises:
-            TypeError: If the family has no density in closed form.
+            TypeError: If the family has no density in closed form, or draws some sites as points.
             ValueError: If a latent is missing or unknown, or has a shape that does not fit.
         """
         batch, _ = self._request(args, kwargs, options_of(AutoGuide.log_prob), self._held)
