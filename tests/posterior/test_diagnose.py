@@ -176,8 +176,16 @@ def test_plain_jitted_and_vmapped_calls_agree_and_trace_once(key):
     first = jax.tree.map(lambda x: x[0], ensemble)
     assert distance(first, plain) < 1e5 * precision()
     assert not np.allclose(ensemble.khat[0], ensemble.khat[1])
-    with pytest.raises(ValueError, match="several diagnoses"):
-        _ = ensemble.reading
+    for ask in (
+        lambda d: d.reading,
+        gx.Diagnosis.mean,
+        gx.Diagnosis.std,
+        lambda d: d.resample(key, 5),
+    ):
+        with pytest.raises(ValueError, match="several diagnoses"):
+            ask(ensemble)
+    means = jax.vmap(gx.Diagnosis.mean)(ensemble)
+    assert distance(jax.tree.map(lambda x: x[0], means), plain.mean()) < 1e5 * precision()
     assert str(ensemble).startswith("Diagnosis(")
     assert first.reading == plain.reading
     chunked = call(guide, batch_size=64)

@@ -73,14 +73,23 @@ class Diagnosis(eqx.Module):
         return min(1 - 1 / max(math.log10(self.num_samples), 1.0), _COVERS)
 
     def mean(self) -> dict[str, Array]:
-        """Return importance-corrected means of latents and deterministic sites."""
+        """Return importance-corrected means of latents and deterministic sites.
+
+        Raises:
+            ValueError: For several diagnoses at once.
+        """
+        self._require_one()
         weights = jnp.exp(self.smoothed_log_weights)
         return {name: _mean(weights, x) for name, x in self.draws.items()}
 
     def std(self) -> dict[str, Array]:
-        """Return importance-corrected standard deviations of each coordinate."""
-        weights = jnp.exp(self.smoothed_log_weights)
+        """Return importance-corrected standard deviations of each coordinate.
+
+        Raises:
+            ValueError: For several diagnoses at once.
+        """
         means = self.mean()
+        weights = jnp.exp(self.smoothed_log_weights)
         return {
             name: jnp.sqrt(_mean(weights, jnp.square(x - means[name])))
             for name, x in self.draws.items()
@@ -97,8 +106,9 @@ class Diagnosis(eqx.Module):
             Site to draws.
 
         Raises:
-            ValueError: If `num_samples` is less than 1.
+            ValueError: If `num_samples` is less than 1, or for several diagnoses at once.
         """
+        self._require_one()
         number = positive("num_samples", num_samples)
         assert number is not None
         weights = jnp.exp(self.smoothed_log_weights)
@@ -135,17 +145,20 @@ class Diagnosis(eqx.Module):
                 "reading needs values, which are not known inside a transformation: return the "
                 "diagnosis, and read it outside."
             )
-        if jnp.ndim(self.khat):
-            raise ValueError(
-                "these are several diagnoses: take one out, jax.tree.map(lambda x: x[i], "
-                "diagnosis).reading."
-            )
+        self._require_one()
         return (
             f"{self._verdict()} It rests on {self.on_what}. They are worth "
             f"{float(self.ess):.0f} draws of the posterior. ELBO {float(self.elbo):.2f} "
             f"({float(self.elbo_error):.2f}), log evidence {float(self.log_evidence):.2f} "
             f"({float(self.log_evidence_error):.2f})."
         )
+
+    def _require_one(self) -> None:
+        if jnp.ndim(self.khat):
+            raise ValueError(
+                "these are several diagnoses: take one out, jax.tree.map(lambda x: x[i], "
+                "diagnosis)."
+            )
 
     def _verdict(self) -> str:
         k, number = float(self.khat), self.num_samples
