@@ -130,6 +130,23 @@ def test_matrices_of_other_normals_are_exact(make, key):
     assert len(density.inverse_mass_matrix("low_rank").sigma) == 3  # the default rank
 
 
+def test_matrices_follow_the_order_of_the_rows(key):
+    def rows(y):
+        with gx.plate("data", 3):
+            z = gx.sample("z", distrax.Normal(jnp.zeros(()), 1.0))
+            gx.sample("a", distrax.MultivariateNormalDiag(jnp.zeros(2), jnp.ones(2)))
+            gx.sample("y", distrax.Normal(z, 1.0), obs=y)
+
+    guide = perturbed(gx.AutoMultivariateNormal(rows, Y, key=key), key)
+    order = np.array([1, 2, 0])
+    batch = gx.Batch(Y[order]).at(data=order)
+    plain = gx.UnconstrainedDensity(guide, Y).inverse_mass_matrix("dense")
+    found = gx.UnconstrainedDensity(guide, batch).inverse_mass_matrix("dense")
+    new = np.array([2, 3, 4, 5, 0, 1, 7, 8, 6])  # a: two coordinates in each row; z: one
+    np.testing.assert_allclose(found, plain[np.ix_(new, new)], rtol=1e3 * precision())
+    assert not np.allclose(found, plain)
+
+
 def test_matrices_of_other_guides_are_those_of_draws(key):
     start = gx.init_to_value({"zeta": jnp.zeros(2), "alpha": jnp.zeros(())})
     guide = gx.AutoDAIS(conjugate, Y, key=key, K=2, init_loc_fn=start)
@@ -267,7 +284,10 @@ def test_what_samplers_cannot_take_is_refused(key):
     vector = gx.NeuTraDensity(gx.AutoDiagonalNormal(regression, X, labels, key=key), X, labels)
     with pytest.raises(ValueError, match=r"an array of shape \(4,\); got \(3,\)"):
         vector.log_density(jnp.zeros(3))
-    point = gx.UnconstrainedDensity(gx.AutoDelta(regression, X, labels, key=key), X, labels)
+    # The mean of 1,000 times 0.1 is not 0.1.
+    start = gx.init_to_value({"beta": 0.1 * jnp.ones(3), "tau": 1.1})
+    delta = gx.AutoDelta(regression, X, labels, key=key, init_loc_fn=start)
+    point = gx.UnconstrainedDensity(delta, X, labels)
     with pytest.raises(TypeError, match="no spread"):
         point.inverse_mass_matrix()
     with refused_type("takes a guide"):

@@ -6,8 +6,7 @@ from collections.abc import Callable, Sequence
 
 import equinox as eqx
 import jax.numpy as jnp
-import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from .._family.diagonal import DiagonalNormal
 from .._family.flat import AbstractFlatNormal
@@ -16,7 +15,7 @@ from .._family.multivariate import MultivariateNormal
 from .._family.normal import MeanFieldNormal
 from .._guide.guide import AutoGuide
 from .._model.target import Target
-from .._model.trace import LatentSpec
+from .._model.trace import Indices, LatentSpec
 from .._numerics import is_traced
 
 
@@ -54,11 +53,19 @@ class Root(eqx.Module):
         return scale, U[:, :rank], stretch[:rank]
 
 
-def order_by_name(sites: Sequence[LatentSpec]) -> np.ndarray:
-    """Return, for each coordinate of the sites raveled by name, its place in site order."""
-    starts = np.cumsum([0, *(s.size for s in sites)])
-    places = {s.name: np.arange(a, a + s.size) for s, a in zip(sites, starts[:-1], strict=True)}
-    return np.concatenate([places[name] for name in sorted(places)])
+def order_by_name(sites: Sequence[LatentSpec], indices: Indices) -> Int[Array, " dim"]:
+    """Return, for each coordinate of the sites raveled by name, its place in the flat vector.
+
+    Args:
+        sites: The sites, in the order of the vector, which has rows of plates in their own order.
+        indices: The order in which positions have them.
+    """
+    found, start = {}, 0
+    for s in sites:
+        places = jnp.arange(start, start + s.size).reshape(s.shape)
+        found[s.name] = s.take(places, indices).reshape(-1)
+        start += s.size
+    return jnp.concatenate([found[name] for name in sorted(found)])
 
 
 def covariance_root(
@@ -77,7 +84,7 @@ def covariance_root(
     family = guide.family
     if isinstance(family, AbstractFlatNormal) and family.batch_ndim == 0:
         own, factor = _of_normal(family)
-        order = order_by_name(family.sites)
+        order = order_by_name(family.sites, target.indices)
         return Root(None if own is None else own[order], factor[order])
     if isinstance(family, MeanFieldNormal):
         scales = {name: scale for name, (_, scale) in family.normal_marginals(target).items()}
@@ -86,7 +93,7 @@ def covariance_root(
     values = draws()
     z = jnp.concatenate([x.reshape(len(x), -1) for _, x in sorted(values.items())], axis=1)
     centred = (z - jnp.mean(z, axis=0)) / jnp.sqrt(max(len(z) - 1, 1))
-    if not is_traced(z) and not bool(jnp.all(jnp.any(centred != 0, axis=0))):
+    if not is_traced(z) and not bool(jnp.all(jnp.ptp(z, axis=0) != 0)):
         raise TypeError(
             f"{type(guide).__name__} draws points, which have no spread to make a mass matrix of: "
             "take a guide that spreads, such as gx.AutoNormal."
