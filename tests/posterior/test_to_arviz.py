@@ -1,5 +1,6 @@
 """Groups, dims and coordinates for ArviZ, and ArviZ's own functions on them."""
 
+import functools
 import sys
 import warnings
 
@@ -14,6 +15,7 @@ from tensorflow_probability.substrates.jax import distributions as tfd
 
 import guidax as gx
 from assertions import refused_type
+from guidax._model.program import as_model
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # ArviZ 0.23 announces version 1
@@ -223,10 +225,40 @@ def test_models_without_prior_or_data(key):
     tree = gx.to_arviz(key, guide, num_samples=2, batch_size=1)
     assert names_of(tree) - {""} == {"posterior", "sample_stats"}
     assert set(group(tree, "sample_stats").data_vars) == {"lp"}  # a point has no density
+    nested = gx.AutoGuideList(density, key=key, parts={...: gx.AutoDelta})
+    nested = gx.AutoGuideList(density, key=key).append(nested)
+    tree = gx.to_arviz(key, nested, num_samples=2)
+    assert set(group(tree, "sample_stats").data_vars) == {"lp"}
     with pytest.raises(ValueError, match=r"no group 'prior': the sites \['value'\]"):
         gx.to_arviz(key, guide, groups=["prior"])
     with pytest.raises(ValueError, match="no group 'log_likelihood': the model observes no data"):
         gx.to_arviz(key, guide, groups=["log_likelihood"])
+
+
+def test_a_few_draws_at_a_time(key):
+    sizes = set()
+
+    @jax.custom_batching.custom_vmap
+    def spy(x):
+        return x
+
+    @spy.def_vmap
+    def _(axis_size, in_batched, x):
+        sizes.add(axis_size)
+        return x, in_batched[0]
+
+    def model(y, look=lambda x: x):
+        z = gx.sample("z", distrax.Normal(jnp.zeros(()), 1.0))
+        gx.sample("y", distrax.Normal(look(z), 1.0), obs=y)
+
+    plain = gx.AutoNormal(model, 0.5, key=key)
+    spied = as_model(functools.partial(model, look=spy))
+    guide = gx.AutoGuide(spied, plain.family, plain.structure)
+    tree = gx.to_arviz(key, guide, 0.5, num_samples=10, batch_size=4)
+    assert sizes == {2, 4}  # two are left over
+    z, stats = group(tree, "posterior")["z"].values, group(tree, "sample_stats")
+    expected = -0.5 * z**2 - 0.5 * (z - 0.5) ** 2 - np.log(2 * np.pi)
+    np.testing.assert_allclose(stats["lp"], expected, rtol=1e-5)
 
 
 def test_errors(key, guide, monkeypatch):

@@ -30,6 +30,13 @@ def joined_params(a: dict[str, Any], b: dict[str, Any]) -> dict[str, Any]:
     return a | b
 
 
+def leaves(family: AbstractFamily) -> tuple[AbstractFamily, ...]:
+    """Return the families that are no products, in the order in which they draw."""
+    if not isinstance(family, Product):
+        return (family,)
+    return tuple(leaf for part in family.parts for leaf in leaves(part))
+
+
 class Product(AbstractFamily):
     """`q(a) q(b | a) ...`.
 

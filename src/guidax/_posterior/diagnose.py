@@ -12,10 +12,9 @@ import jax.numpy as jnp
 from jax import lax, random
 from jaxtyping import Array, Float
 
-from .._family.base import AbstractFamily
 from .._family.dais import AbstractDAIS
 from .._family.local_dais import LocalDAIS
-from .._family.product import Product
+from .._family.product import leaves
 from .._guide.guide import AutoGuide
 from .._model.batch import Batch, as_batch, options_of
 from .._model.target import Draw
@@ -303,7 +302,7 @@ def _diagnose(
         smoothed_log_weights=normalised,
         rounding=rounding,
         draws=draws,
-        extended=_is_annealed(guide.family),
+        extended=any(isinstance(x, (AbstractDAIS, LocalDAIS)) for x in leaves(guide.family)),
     )
 
 
@@ -316,12 +315,6 @@ def _require_density(guide: AutoGuide, draw: Draw) -> None:
             "their draws have no weights. Diagnose a guide that spreads, such as gx.AutoNormal; "
             "the value at a point is gx.log_joint(guide.model, guide.median(...), ...)."
         )
-
-
-def _is_annealed(family: AbstractFamily) -> bool:
-    if isinstance(family, Product):
-        return any(_is_annealed(part) for part in family.parts)
-    return isinstance(family, (AbstractDAIS, LocalDAIS))
 
 
 def _mean(weights: Float[Array, " draws"], x: Array) -> Array:

@@ -21,7 +21,7 @@ from .._family.low_rank import LowRankNormal
 from .._family.multivariate import MultivariateNormal
 from .._family.normal import MeanFieldNormal
 from .._family.point import Point
-from .._family.product import Product
+from .._family.product import Product, leaves
 from .._family.surrogate_dais import SurrogateDAIS
 from .._guide.guide import AutoGuide
 from .._model.batch import Batch, as_batch, blank_batch
@@ -59,7 +59,7 @@ def to_numpyro_params(
     """
     batch = _batch(guide, args, kwargs)
     found = dict(guide.param_values(batch))
-    for family in _parts(guide.family):
+    for family in leaves(guide.family):
         values = _outward(family, prefix, guide, batch)
         if both := sorted(found.keys() & values.keys()):
             raise ValueError(
@@ -130,12 +130,6 @@ def _params_like(own: Any, given: Any, name: str) -> Any:
 
 def _shapes(tree: Any) -> Any:
     return jax.tree.map(jnp.shape, tree)
-
-
-def _parts(family: AbstractFamily) -> tuple[AbstractFamily, ...]:
-    if not isinstance(family, Product):
-        return (family,)
-    return tuple(each for part in family.parts for each in _parts(part))
 
 
 def _outward(family: AbstractFamily, prefix: str, guide: AutoGuide, batch: Batch) -> dict[str, Any]:

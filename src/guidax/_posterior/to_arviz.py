@@ -14,12 +14,12 @@ from jax.typing import ArrayLike
 from jaxtyping import Array
 
 from .._family.point import Point
-from .._family.product import Product
+from .._family.product import leaves
 from .._guide.guide import AutoGuide
 from .._model.batch import Batch, as_batch, options_of
 from .._model.messages import broadcast_sample
 from .._model.model import AbstractModel
-from .._model.points import log_joint
+from .._model.target import Draw, Target
 from .._model.trace import Site, Trace
 from .._types import Key
 from .labelled import Labels, Layout, is_datum, lay_out, named_arrays, without
@@ -110,7 +110,7 @@ def to_arviz(
         **at_draws,
     }
     if "sample_stats" in wanted:
-        found["sample_stats"] = _stats(guide, latents, log_q, batch)
+        found["sample_stats"] = _stats(guide, at_draws["sample_stats"]["lp"], log_q)
     if "prior" in wanted:
         forward = _runs(guide.model, {}, keys[3], batch, size, at_once, wanted)
         found["prior"] = forward["latent"] | forward["deterministic"]
@@ -181,13 +181,8 @@ def _wanted(
     return tuple(g for g in GROUPS if g in asked and g not in impossible)
 
 
-def _stats(
-    guide: AutoGuide, latents: dict[str, Array], log_q: Array, batch: Batch
-) -> dict[str, Array]:
-    log_p = log_joint(guide.model, latents, batch)
-    family = guide.family
-    parts = family.parts if isinstance(family, Product) else (family,)
-    if any(isinstance(part, Point) for part in parts):
+def _stats(guide: AutoGuide, log_p: Array, log_q: Array) -> dict[str, Array]:
+    if any(isinstance(family, Point) for family in leaves(guide.family)):
         return {"lp": log_p}
     return {"lp": log_p, "log_q": log_q, "log_weight": log_p - log_q}
 
@@ -204,6 +199,7 @@ def _runs(
 ) -> dict[str, dict[str, Array]]:
     """Run the model at draws, or forward where there are none."""
     predicts = "posterior_predictive" in wanted if draws else "prior" in wanted
+    target = Target(model, batch, key, {})
 
     def read(trace: Trace, key: Key) -> dict[str, dict[str, Array]]:
         observed = {n: s for n, s in trace.of("observed").items() if is_datum(s)}
@@ -214,6 +210,9 @@ def _runs(
         }
         if "log_likelihood" in wanted and draws:
             found["log_likelihood"] = {n: entries_of(s) for n, s in observed.items()}
+        if "sample_stats" in wanted and draws:
+            draw = Draw.of(_values(trace.of("latent")), "constrained")
+            found["sample_stats"] = {"lp": target.score_trace(trace, draw).log_density}
         if predicts:
             keys = random.split(key, len(observed)) if observed else ()
             pairs = zip(observed.values(), keys, strict=True)
