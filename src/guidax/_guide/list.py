@@ -13,7 +13,7 @@ from jax import random
 from .._family.base import AbstractFamily
 from .._family.flat import AbstractFlat
 from .._family.laplace import LaplacePoint
-from .._family.product import Product
+from .._family.product import Product, leaves
 from .._family.program import ProgramFamily
 from .._model.batch import Batch, as_batch, options_of
 from .._model.model import Restricted
@@ -251,6 +251,7 @@ def _require_no_wishes(shares: list[tuple[tuple[str, ...], Part]], init_loc_fn: 
 
 def _stands_alone(family: AbstractFamily) -> bool:
     """Say whether a family draws the same without the data and without other parts' draws."""
-    if isinstance(family, Product):
-        return all(map(_stands_alone, family.parts))
-    return not (family.given if isinstance(family, ProgramFamily) else family.reads_batch)
+    return not any(
+        leaf.given if isinstance(leaf, ProgramFamily) else leaf.reads_batch
+        for leaf in leaves(family)
+    )

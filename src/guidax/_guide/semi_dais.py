@@ -15,7 +15,7 @@ from .._family.flat import AbstractFlat
 from .._family.laplace import LaplacePoint
 from .._family.local_dais import LocalDAIS, num_rows, row_width
 from .._family.normal import MeanFieldNormal, raw_scale_of
-from .._family.product import Product
+from .._family.product import Product, leaves
 from .._family.vector import dtype_of
 from .._model.batch import as_batch, options_of
 from .._model.locality import require_local
@@ -191,8 +191,7 @@ def _global_family(start: Start, names: tuple[str, ...], guide: Any, key: Key) -
         family = guide.family
     else:
         family = family_of(start, names, AutoNormal if guide is None else guide, (), key)
-    parts = family.parts if isinstance(family, Product) else (family,)
-    if any(isinstance(part, LaplacePoint) for part in parts):
+    if any(isinstance(leaf, LaplacePoint) for leaf in leaves(family)):
         raise ValueError(
             "global_guide is a Laplace approximation, which trains as a point, and its curvature "
             "would be that of a posterior without the local latents. Use gx.AutoDelta, or a normal "
