@@ -398,6 +398,21 @@ def test_where_parts_start(key):
         gx.AutoGuideList(two, key=key, parts={...: plates})
 
 
+def test_laplace_parts_of_a_list_within_a_list(key):
+    """The curvature of a standard normal is one wherever the point is."""
+
+    def two():
+        gx.sample("a", distrax.Normal(jnp.zeros(()), 1.0))
+        gx.sample("b", distrax.Normal(jnp.zeros(()), 1.0))
+
+    nested = {"a": gx.AutoLaplaceApproximation, "b": gx.AutoDelta}
+    nested = functools.partial(gx.AutoGuideList, parts=nested)
+    guide = gx.AutoGuideList(two, key=key, parts={...: nested})
+    draws = guide.sample_posterior(key, sample_shape=(4_000,))
+    assert abs(float(jnp.std(draws["a"])) - 1) < 5 / (2 * 4_000) ** 0.5
+    assert float(jnp.std(draws["b"])) < 1e-6
+
+
 def test_a_discrete_latent_is_named_as_such(key):
     def model():
         gx.sample("k", distrax.Bernoulli(probs=0.5 * jnp.ones(())))

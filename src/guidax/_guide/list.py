@@ -144,19 +144,21 @@ class AutoGuideList(AutoGuide):
             raise ValueError(
                 f"no part of the list draws the latents {sorted(missing)}: append guides for them."
             )
-        if not any(isinstance(part, LaplacePoint) for part in self.parts):
+        if not any(isinstance(leaf, LaplacePoint) for leaf in leaves(self.family)):
             return self
         # A plain guide draws the points themselves, and a point's median is the point.
         plain = AutoGuide(self.model, self.family, self.structure, self.admitted, self._plates())
-        given, families = plain.median(batch), []
-        given = {s.name: given[s.name] for s in self.family.sites}
-        for part in self.parts:
-            if isinstance(part, LaplacePoint):
-                own = {s.name for s in part.sites}
-                rest = {n: x for n, x in given.items() if n not in own}
-                part = normal_at(self, part, batch, rest)
-            families.append(part)
-        return self._with_parts(families)
+        medians = plain.median(batch)
+
+        def settled(part: AbstractFamily) -> AbstractFamily:
+            if isinstance(part, Product):
+                return Product([settled(each) for each in part.parts])
+            if not isinstance(part, LaplacePoint):
+                return part
+            others = {s.name for s in self.family.sites} - {s.name for s in part.sites}
+            return normal_at(self, part, batch, {name: medians[name] for name in others})
+
+        return self._with_parts([settled(part) for part in self.parts])
 
     def _plates(self) -> Callable[..., Any] | None:
         return None if self.create_plates is None else self.create_plates.value

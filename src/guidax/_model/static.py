@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import importlib
+import sys
 from collections.abc import Hashable
 from typing import Any
 
@@ -41,10 +43,20 @@ class Static:
         return isinstance(other, Static) and self._hash == other._hash and self._key == other._key
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Static, (self.value,)  # hashes differ from process to process
+        # Hashes differ from process to process, so they are made again. JAX's own functions, such
+        # as `jax.nn.elu`, do not pickle, but are found by name.
+        module, name = (getattr(self.value, x, None) for x in ("__module__", "__qualname__"))
+        if callable(self.value) and getattr(sys.modules.get(module), str(name), None) is self.value:
+            return _by_name, (module, name)
+        return Static, (self.value,)
 
     def __repr__(self) -> str:
         return f"static({self.value!r})"
+
+
+def _by_name(module: str, name: str) -> Static:
+    """Return a function of a module, marked."""
+    return Static(getattr(importlib.import_module(module), name))
 
 
 def static(value: Any) -> Static:
