@@ -429,7 +429,7 @@ def handlers_of(model):
         "replay": lambda: gxh.replay(model, trace_of(model, *regression_data())),
         "block": lambda: gxh.block(model, hide=["weight"]),
         "scale": lambda: gxh.scale(model, 2.0),
-        "scale array": lambda: gxh.scale(model, jnp.full(40, 2.0)),
+        "scale array": lambda: gxh.scale(model, jnp.full((), 2.0)),
         "mask": lambda: gxh.mask(model, mask=False),
         "mask array": lambda: gxh.mask(model, mask=jnp.ones(40, bool)),
         "two": lambda: gxh.scale(gxh.block(model, hide=["weight"]), 2.0),
