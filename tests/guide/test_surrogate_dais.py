@@ -1,5 +1,6 @@
 """`AutoSurrogateLikelihoodDAIS`: moves along a surrogate, minibatches for the model."""
 
+import functools
 import itertools
 
 import distrax
@@ -211,3 +212,8 @@ def test_it_beats_mean_field_on_collinear_covariates(key):
         regression, stand_in, X, y, key=key, surrogate=gx.Batch(X[:32], y[:32]), K=4, eta_max=0.5
     )
     assert elbo(moving) > elbo(gx.AutoDiagonalNormal(regression, X, y, key=key)) + 0.1
+
+
+def test_a_base_may_say_where_it_starts(key):
+    base = functools.partial(gx.AutoDiagonalNormal, init_loc_fn=gx.init_to_value({"mu": 1.5}))
+    np.testing.assert_allclose(make(key, base_dist=base).family.base.loc, [1.5])

@@ -20,6 +20,7 @@ from .._types import Key
 from .begin import begin
 from .dais import Base, base_of, check_base, dynamics_of
 from .guide import AutoGuide
+from .parts import given_strategy
 from .program import started_params
 
 
@@ -54,7 +55,8 @@ class AutoSurrogateLikelihoodDAIS(AutoGuide):
         eta_init: Starting step size.
         eta_max: Bound of the step sizes.
         gamma_init: Starting damping.
-        init_loc_fn: Where the base's mean starts.
+        init_loc_fn: Where the base's mean starts, unless `base_dist` is a `functools.partial` with
+            an `init_loc_fn`.
         init_scale: Starting standard deviation of each unconstrained coordinate of the base.
         whiten: Whether to move the base's noise rather than its draws.
         max_kick: Bound of the change of a momentum in one step.
@@ -94,6 +96,7 @@ class AutoSurrogateLikelihoodDAIS(AutoGuide):
     ):
         check_options(K, eta_init, eta_max, gamma_init, max_kick)  # before the search
         check_base(base_dist, init_scale)
+        init_loc_fn = given_strategy(base_dist) or init_loc_fn
         start = begin(AutoSurrogateLikelihoodDAIS, model, args, kwargs, key, init_loc_fn)
         stand_in = as_model(surrogate_model)
         data = _data(stand_in, surrogate)
