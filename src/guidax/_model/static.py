@@ -45,8 +45,8 @@ class Static:
     def __reduce__(self) -> tuple[Any, ...]:
         # Hashes differ from process to process, so they are made again. JAX's own functions, such
         # as `jax.nn.elu`, do not pickle, but are found by name.
-        module, name = (getattr(self.value, x, None) for x in ("__module__", "__qualname__"))
-        if callable(self.value) and getattr(sys.modules.get(module), str(name), None) is self.value:
+        module, name = (str(getattr(self.value, x, "")) for x in ("__module__", "__qualname__"))
+        if callable(self.value) and getattr(sys.modules.get(module), name, None) is self.value:
             return _by_name, (module, name)
         return Static, (self.value,)
 
