@@ -80,7 +80,7 @@ class AutoGuideList(AutoGuide):
             require_continuous(model, structure)
         names = tuple(s.name for s in structure.latents)
         shares = [] if parts is None else _shares(parts, names)
-        if isinstance(model, Start):
+        if isinstance(model, Start):  # a part of another guide, which has found the start
             _require_no_wishes(shares, init_loc_fn)
         strategy = _strategy(shares, init_loc_fn, names)
         start = begin(AutoGuideList, model, args, kwargs, key, strategy, create_plates)
@@ -176,14 +176,11 @@ class AutoGuideList(AutoGuide):
         family = self.parts[operator.index(i)]
         names = [s.name for s in family.sites]
         if not _stands_alone(family):
+            is_point = isinstance(family, LaplacePoint)
+            instead = "list.laplace(...)[i]" if is_point else "the list, with sites= for some sites"
             raise ValueError(
                 f"the part over {names} draws with the data, or with what other parts drew, which "
-                "a part alone does not have: use the list"
-                + (
-                    ", or list.laplace(...)[i]."
-                    if isinstance(family, LaplacePoint)
-                    else ", with sites= for some of its sites."
-                )
+                f"a part alone does not have: use {instead}."
             )
         model = Restricted(self.model, expose=names)
         kind = AutoContinuous if isinstance(family, AbstractFlat) else AutoGuide
