@@ -44,7 +44,7 @@ class LaplacePoint(AbstractFamily):
 
     @property
     def learning_rate(self) -> float:
-        """0.3, as for points and normals over the flat vector."""
+        """0.3, as for points."""
         return 0.3
 
     def locations(self) -> Any:

@@ -67,12 +67,16 @@ class LowRankNormal(AbstractFlatNormal):
         self.factor = noise * (_START / math.sqrt(rank))
 
     def units(self) -> Any:
-        """Return those of independent normals for `S`, and of the entries of `F`."""
+        """Return those of independent normals for `S`, and of the entries of `F`.
+
+        With more than thirty coordinates these move more slowly, for their noise.
+        """
         loc, raw_scale = units_of_normal(self.raw_scale)
+        unit = SCALE_UNIT * (30 / max(30, self.loc.shape[-1])) ** 0.5
         return eqx.tree_at(
             lambda family: (family.loc, family.raw_scale, family.factor),
             self,
-            (loc, raw_scale, jnp.full_like(self.factor, SCALE_UNIT)),
+            (loc, raw_scale, jnp.full_like(self.factor, unit)),
         )
 
     def scale(self) -> Float[Array, "*batch dim"]:

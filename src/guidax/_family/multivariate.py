@@ -51,11 +51,16 @@ class MultivariateNormal(AbstractFlatNormal):
         self.raw_scale_tril = jnp.asarray(raw)
 
     def units(self) -> Any:
-        """Return those of independent normals for the diagonal of `L`, and of its other entries."""
+        """Return those of independent normals for the diagonal of `L`, and of its other entries.
+
+        These are `dim^2 / 2` numbers: with more than ten coordinates each moves more slowly, or the
+        noise of all of them would cost tens of nats in a hundred dimensions.
+        """
         start = self.raw_scale_tril.shape[-1] - self.loc.shape[-1]
         below, diagonal = jnp.split(self.raw_scale_tril, [start], axis=-1)
         loc, diagonal = units_of_normal(diagonal)
-        tril = jnp.concatenate([jnp.full_like(below, SCALE_UNIT), diagonal], axis=-1)
+        unit = SCALE_UNIT * (10 / max(10, self.loc.shape[-1])) ** 1.5
+        tril = jnp.concatenate([jnp.full_like(below, unit), diagonal], axis=-1)
         return eqx.tree_at(lambda family: (family.loc, family.raw_scale_tril), self, (loc, tril))
 
     def scale_tril(self) -> Float[Array, "*batch dim dim"]:

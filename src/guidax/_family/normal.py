@@ -144,7 +144,7 @@ def rate_of_normals(dim: int) -> float:
     0.5 for up to 30 coordinates (measured on posteriordb), falling to 0.1 for 750 and more: the
     noise that a rate leaves behind costs nats by the coordinate.
     """
-    return max(0.1, 0.5 * min(1.0, (30 / dim) ** 0.5))
+    return max(0.1, 0.5 * (30 / max(30, dim)) ** 0.5)
 
 
 def units_of_normal(raw_scale: Array) -> tuple[Array, Array]:
