@@ -159,6 +159,28 @@ def test_scan(key):
     np.testing.assert_allclose(log_q, normal - u["s"] - u["v"].sum(), rtol=1e-4)
 
 
+@pytest.mark.parametrize("rows", [3, 2], ids=["all rows", "two of three rows"])
+def test_a_scan_starts_at_given_values(rows, key):
+    def walks(y):
+        plate = numpyro.plate("row", 3, subsample_size=rows)  # one set of rows for all steps
+
+        def step(before, now):
+            with plate as here:
+                x = numpyro.sample("x", dist.Normal(before[here], 1.0))
+                numpyro.sample("y", dist.Normal(x, 1.0), obs=now[here])
+            return before, None
+
+        scan(step, jnp.zeros(3), y)
+
+    y, x = jnp.zeros((5, 3), float), np.random.default_rng(0).normal(size=(5, 3))
+    strategy = gx.init_to_value({"x": x})
+    guide = gx.AutoNormal(gx.from_numpyro(walks), y, key=key, init_loc_fn=strategy)
+    np.testing.assert_allclose(guide.family.loc["x"], x, rtol=1e-6)
+    with pytest.raises(ValueError, match=r"has shape \(4, 3\); expected \(5, 3\)"):
+        strategy = gx.init_to_value({"x": x[:4]})
+        gx.AutoNormal(gx.from_numpyro(walks), y, key=key, init_loc_fn=strategy)
+
+
 def test_cond(key):
     def branches(flag, y):
         def one():

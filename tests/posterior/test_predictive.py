@@ -7,6 +7,7 @@ import numpy as np
 import numpyro
 import numpyro.distributions as dist
 import pytest
+from numpyro.contrib.control_flow import scan
 from numpyro.infer import Predictive as NumPyroPredictive
 from numpyro.infer import log_likelihood as numpyro_log_likelihood
 from tensorflow_probability.substrates.jax import distributions as tfd
@@ -352,3 +353,50 @@ def test_default_sites_are_numpyros(key):
     ours = gx.Predictive(gx.from_numpyro(numpyro_line), draws)(key, X)
     assert {n: x.shape for n, x in ours.items()} == {n: x.shape for n, x in theirs.items()}
     np.testing.assert_allclose(ours["mean"], theirs["mean"], rtol=1e-6)
+
+
+def drifting_rows(y, steps=None):
+    """In NumPyro's `scan`: three independent walks, and a simplex at each step."""
+    s = numpyro.sample("s", dist.HalfNormal(1.0))
+
+    def step(before, now):
+        with numpyro.plate("row", 3):
+            x = numpyro.sample("x", dist.Normal(before, s))
+            w = numpyro.sample("w", dist.Dirichlet(jnp.ones(2)))
+            numpyro.sample("y", dist.Normal(x + w[..., 0], 1.0), obs=now)
+        return x, numpyro.deterministic("twice", 2 * x)
+
+    scan(step, jnp.zeros(3), y, length=steps)
+
+
+def drifting_draws(size, steps):
+    rng = np.random.default_rng(0)
+    w = rng.uniform(size=(size, steps, 3))
+    x = rng.normal(size=(size, steps, 3))
+    return {"s": rng.gamma(2.0, size=size), "x": x, "w": np.stack([w, 1 - w], -1)}
+
+
+def test_draws_of_a_scan(key):
+    model, draws, y = gx.from_numpyro(drifting_rows), drifting_draws(4, 5), np.ones((5, 3))
+    found = gx.Predictive(model, draws)(key, None, 5)
+    assert found["y"].shape == (4, 5, 3)
+    np.testing.assert_allclose(found["twice"], 2 * draws["x"], rtol=1e-6)
+    theirs = numpyro_log_likelihood(drifting_rows, draws, y)["y"]
+    np.testing.assert_allclose(gx.log_likelihood(model, draws, y)["y"], theirs, rtol=1e-6)
+
+
+def test_a_longer_scan_goes_on_from_the_draws(key):
+    model, draws = gx.from_numpyro(drifting_rows), drifting_draws(4, 5)
+    draws["s"] = np.full(4, 1e-4)  # so that the walks stay where the draws end
+    sites = ["x", "twice", "y"]
+    found = gx.Predictive(model, draws, sites=sites)(key, None, 8)
+    last = np.repeat(draws["x"][:, -1:], 3, axis=1)
+    np.testing.assert_allclose(found["x"][:, :5], draws["x"], rtol=1e-6)
+    np.testing.assert_allclose(found["x"][:, 5:], last, atol=2e-3)
+    assert np.ptp(found["x"][:, 5:], axis=1).min() > 0
+    np.testing.assert_allclose(found["twice"], 2 * found["x"], rtol=1e-6)
+    assert found["y"].shape == (4, 8, 3)
+    with pytest.raises(ValueError, match="'x' have shape"):
+        gx.Predictive(model, draws)(key, None, 4)
+    with pytest.raises(ValueError, match="'x' have shape"):
+        gx.log_likelihood(model, draws, np.ones((8, 3)))

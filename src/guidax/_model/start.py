@@ -219,13 +219,13 @@ def _try(
     batch = batch.without_rows()
     params = initial_params(model, batch, key, structure.params, indices)
     model = model.with_params(params)
-    names = [s.name for s in structure.latents]
-    keys = dict(zip(names, random.split(random.fold_in(key, i), len(names)), strict=True))
+    specs = {s.name: s for s in structure.latents}
+    keys = dict(zip(specs, random.split(random.fold_in(key, i), len(specs)), strict=True))
     given: dict[str, Array] = {}  # values that a strategy gave for all rows of a plate
 
     def choose(site: Site) -> Array:
         value = jnp.asarray(strategy(site, keys[site.name])).astype(site.dtype)
-        return _of_run(site, value, indices, given)
+        return _of_run(site, specs[site.name], value, indices, given)
 
     sites = model.run(batch, key, choose, indices).sites
     u, full = {}, {}
@@ -266,20 +266,26 @@ def value_and_gradient(fn: Callable[[Any], tuple[Array, Any]], x: Any) -> tuple[
         return fn(x), jax.jacfwd(lambda x: fn(x)[0])(x)
 
 
-def _of_run(site: Site, value: Array, indices: Indices, given: dict[str, Array]) -> Array:
+def _of_run(
+    site: Site, spec: LatentSpec, value: Array, indices: Indices, given: dict[str, Array]
+) -> Array:
     """Return the rows that the run holds of a value that a strategy chose."""
     shape = (*site.batch_shape, *site.event_shape)
     if value.shape in (shape, ()):
         return jnp.broadcast_to(value, shape)
-    full = list(shape)
+    # NumPyro's scan asks at one step, and takes that step of a value for all of them.
+    steps = spec.shape[: len(spec.shape) - site.zeros().ndim]
+    if value.shape == (*steps, *shape):
+        return value
+    ndim, full = len(steps) + len(site.batch_shape), [*steps, *shape]
     for p in site.plates:
-        full[len(site.batch_shape) + p.dim] = p.size
+        full[ndim + p.dim] = p.size
     unknown = [p.name for p in site.plates if p.rows < p.size and p.name not in indices]
     if value.shape == tuple(full) and not unknown:
         given[site.name] = value
         for p in site.plates:
             if p.name in indices:
-                value = jnp.take(value, indices[p.name], axis=len(site.batch_shape) + p.dim)
+                value = jnp.take(value, indices[p.name], axis=ndim + p.dim)
         return value
     hint = ""
     if unknown and value.shape == tuple(full):

@@ -41,6 +41,9 @@ class Predictive(eqx.Module):
     returns them in the order of its arguments; arguments that hold every row in another order than
     the plate's are refused beside such draws.)
 
+    In a NumPyro model draws of a `scan` may hold fewer steps than the run: the later ones come from
+    the model, which is a forecast.
+
     A second call with arguments of the same shapes compiles nothing.
 
     Args:

@@ -192,7 +192,9 @@ def over_draws(
 
         def choose(site: Site) -> Array | None:
             if site.name in point:
-                return _fitted(point[site.name], site, {} if taken else rows)
+                value, all_of_it = point[site.name], trace.sites[site.name]
+                may_end_early = not whole and len(site.batch_shape) < len(all_of_it.batch_shape)
+                return _fitted(value, all_of_it, {} if taken else rows, may_end_early)
             if whole or site.sample is None:
                 raise _no_draws(site)
             return None
@@ -243,8 +245,14 @@ def _leading_axes(
     return next(iter(leads.values()))
 
 
-def _fitted(value: Array, site: Site, rows: Indices) -> Array:
+def _fitted(value: Array, site: Site, rows: Indices, may_end_early: bool) -> Array:
     """Return a draw in the shape of the site: of a plate that has all rows, those that are named.
+
+    Args:
+        value: The draw.
+        site: The site as the whole run has it: in NumPyro's `scan` with all steps, first.
+        rows: Row numbers of plates.
+        may_end_early: Whether a draw may hold the first steps only. NumPyro draws the others.
 
     Raises:
         ValueError: If it has another shape.
@@ -256,7 +264,8 @@ def _fitted(value: Array, site: Site, rows: Indices) -> Array:
         elif value.shape[axis] != p.rows:
             raise _other_size(site, p, value.shape[axis])
     shape = (*site.batch_shape, *site.event_shape)
-    if value.shape != shape:
+    ends_early = may_end_early and value.shape[0] < shape[0] and value.shape[1:] == shape[1:]
+    if value.shape != shape and not ends_early:
         raise ValueError(
             f"draws of site {site.name!r} have shape {value.shape} each, but the site has shape "
             f"{shape} in this call."
