@@ -109,6 +109,38 @@ def test_a_flat_direction_is_named_and_never_a_point(key):
         gx.AutoLaplaceApproximation(flat, y, key=key, hessian_fn=3)
 
 
+@pytest.mark.parametrize("x64", [True, False], ids=["x64", "float32"])
+@pytest.mark.parametrize("sd", [0.1, 0.3, 1.0, 2.0])
+def test_rounding_along_a_flat_direction_is_no_variance(sd, x64, key):
+    with jax.enable_x64(x64):
+
+        def model(y):
+            a = gx.sample("a", gx.ImproperUniform(gx.constraints.real))
+            b = gx.sample("b", gx.ImproperUniform(gx.constraints.real))
+            gx.sample("y", distrax.Normal(a + b, jnp.asarray(sd, float)), obs=y)
+
+        y = jnp.zeros(3, float)
+        with pytest.raises(ValueError, match="not positive definite"):
+            gx.AutoLaplaceApproximation(model, y, key=key).laplace(y)
+
+
+@pytest.mark.parametrize("x64", [True, False], ids=["x64", "float32"])
+def test_a_narrow_posterior_on_two_scales_is_not_flat(x64, key):
+    """Precision `[[1, r], [r, 1]]` on `a` and `1e6 b`, so the variances are `1 / (1 - r^2)`."""
+    r = 0.9999
+    with jax.enable_x64(x64):
+
+        def model():
+            a = gx.sample("a", gx.ImproperUniform(gx.constraints.real))
+            b = gx.sample("b", gx.ImproperUniform(gx.constraints.real)) * 1e6
+            gx.factor("joint", -0.5 * (1 - r) * (a**2 + b**2) - 0.5 * r * (a + b) ** 2)
+
+        guide = gx.AutoLaplaceApproximation(model, key=key).laplace()
+        scale = (1 - r**2) ** -0.5
+        rtol = 1e-8 if x64 else 1e-3
+        np.testing.assert_allclose(guide.family.marginal_scale(), [scale, scale / 1e6], rtol=rtol)
+
+
 def test_it_fits_subsampled_plates(key):
     data = jnp.asarray(ConjugateNormal.y, float)
 

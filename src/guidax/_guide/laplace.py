@@ -129,7 +129,12 @@ def _normal_at(
     upper = jnp.linalg.cholesky(hessian[::-1, ::-1])[::-1, ::-1]
     scale_tril = solve_triangular(upper.T, jnp.eye(len(hessian), dtype=hessian.dtype), lower=True)
     raw = ScaledUnitLowerCholesky().inverse(scale_tril)
-    raw = jnp.where(jnp.all(jnp.isfinite(scale_tril)), raw, jnp.nan)
+    # What is left of a diagonal entry after the others are taken off: along a flat direction it is
+    # rounding, of either sign, and a positive one would be a made-up variance.
+    left = jnp.diag(upper) ** 2 / jnp.diag(hessian)
+    rounding = 4 * len(hessian) ** 0.5 * jnp.finfo(hessian.dtype).eps
+    curves = jnp.all(left > rounding) & jnp.all(jnp.isfinite(scale_tril))
+    raw = jnp.where(curves, raw, jnp.nan)
     start = Start(guide.model, batch, unravel(point.loc, point.sites), guide.structure, ())
     family = MultivariateNormal(start.only(frozenset(s.name for s in point.sites)))
     return eqx.tree_at(lambda f: f.raw_scale_tril, family, raw)
@@ -174,8 +179,8 @@ def _raise_flat(
     sites = sorted(shares, key=lambda name: -float(shares[name].sum()))
     named = [name for name in sites if float(shares[name].sum()) > 0.1]
     raise ValueError(
-        f"the Hessian at the mode is not positive definite: its smallest eigenvalue is "
-        f"{values[0]:.4g}, in a direction of the sites {named}. Either the fit has not converged, "
-        "or the posterior is flat there: give those sites proper priors, or regularise with "
-        "hessian_fn."
+        "the Hessian at the mode is not positive definite, within rounding: its smallest "
+        f"eigenvalue is {values[0]:.4g}, in a direction of the sites {named}. Either the fit has "
+        "not converged, or the posterior is flat there: give those sites proper priors, or "
+        "regularise with hessian_fn."
     )
