@@ -360,3 +360,66 @@ def test_a_mask_within_an_event_is_refused(key):
 
     with pytest.raises(ValueError, match="'x': a mask inside of to_event"):
         gx.AutoNormal(gx.from_numpyro(model), key=key)
+
+
+def subsampled_walks(y, rows, size):
+    """NumPyro's way to hand over a batch: the plate gets the rows that the arguments name."""
+    with handlers.substitute(data={"data": rows}):
+        plate = numpyro.plate("data", size, subsample_size=len(rows))
+    s = numpyro.sample("s", dist.LogNormal(-1.0, 0.5))
+
+    def step(before, now):
+        with plate:
+            x = numpyro.sample("x", dist.Normal(before, s))
+            numpyro.sample("y", dist.Normal(x, 1.0), obs=now)
+        return x, None
+
+    scan(step, jnp.zeros(len(rows)), y)
+
+
+def plates_of_arguments(y, rows, size):
+    with handlers.substitute(data={"data": rows}):
+        return numpyro.plate("data", size, subsample_size=len(rows))
+
+
+def test_create_plates_may_take_the_rows_from_the_arguments(key):
+    model = gx.from_numpyro(subsampled_walks)
+    whole = np.random.default_rng(0).normal(size=(4, 6))
+    rows = np.array([5, 1, 2])
+    args = whole[:, rows], rows, 6
+    guide = gx.AutoNormal(model, *args, key=key, create_plates=plates_of_arguments)
+    plain = gx.AutoNormal(model, gx.Batch(*args).at(data=rows), key=key)
+    assert guide.family.loc["x"].shape == (4, 6)
+    loss, grads = jax.value_and_grad(gx.ELBO())(guide, key, *args)
+    named = gx.ELBO()(plain, key, gx.Batch(*args).at(data=rows))
+    np.testing.assert_allclose(loss, named, rtol=1e-6)
+    moved = np.asarray(grads.family.loc["x"] != 0).all(0)
+    np.testing.assert_array_equal(moved, np.isin(np.arange(6), rows))
+    assert guide.sample_posterior(key, *args)["x"].shape == (4, 3)
+    inside = jax.jit(lambda g, y, r: gx.ELBO()(g, key, gx.Batch(y, r, 6)))(guide, *args[:2])
+    np.testing.assert_allclose(inside, loss, rtol=1e-5)
+    batches = [gx.Batch(whole[:, r], r, 6) for r in (rows, np.array([0, 3, 4]))]
+    result = gx.fit(key, guide, batches=lambda step: batches[step % 2], steps=2, progress=False)
+    assert np.isfinite(result.losses).all()
+
+
+def test_rows_that_are_arguments_cannot_be_left_out(key):
+    def chosen(y, rows, size):
+        with plates_of_arguments(y, rows, size):
+            z = numpyro.sample("z", dist.Normal(0.0, 3.0))
+            numpyro.sample("y", dist.Normal(z, 0.1), obs=y)
+
+    args, model = (Y[:3], np.array([5, 1, 2]), 6), gx.from_numpyro(chosen)
+    guide = gx.AutoNormal(model, *args, key=key, create_plates=plates_of_arguments)
+    assert guide.sample_posterior(key, *args)["z"].shape == (3,)
+    with pytest.raises(ValueError, match="create_plates takes the rows of the plates.*'data'"):
+        guide.sample_posterior(key)
+
+
+def test_rows_that_create_plates_draws_are_not_those_of_a_ready_made_batch(key):
+    def drawn(y):
+        return numpyro.plate("data", N, subsample_size=10)
+
+    guide = gx.AutoNormal(gx.from_numpyro(ready), Y[:10], key=key, create_plates=drawn)
+    with pytest.raises(ValueError, match="row_numbers"):
+        gx.ELBO()(guide, key, Y[:10])

@@ -11,7 +11,7 @@ from jaxtyping import Array
 
 from .._caller import warn_caller
 from .._model.batch import Batch, as_batch, options_of
-from .._model.indices import check_rows
+from .._model.indices import check_rows, with_named_rows
 from .._model.program import as_model
 from .._model.start import Start, find_start
 from .._model.strategies import as_strategy, init_to_value
@@ -66,12 +66,13 @@ def begin(
         return model
     model = as_model(model)
     batch = as_batch(model, args, kwargs, options_of(constructor.__init__))
+    batch = with_named_rows(model, batch, create_plates)
     strategy = as_strategy(init_loc_fn)
     start = find_start(model, batch, key, strategy, draws_rows=create_plates is not None)
-    check_rows(model, batch)
-    _check_values(strategy, start)
     if create_plates is not None:
         _check_plates(start, create_plates)
+    check_rows(model, batch)
+    _check_values(strategy, start)
     return start
 
 

@@ -26,7 +26,8 @@ class AutoDelta(AutoGuide):
         init_loc_fn: Where the points start: a strategy, or a function of a site and a key that
             returns a constrained value.
         create_plates: A function of the model's arguments that returns a `gx.plate`, or several,
-            whose rows each evaluation holds. `Batch.at` overrides it.
+            whose rows each evaluation holds. Rows that it takes from the arguments are those that
+            the arguments hold. `Batch.at` overrides it.
         **kwargs: The model's keyword arguments.
 
     Raises:

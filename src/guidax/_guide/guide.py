@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Float
 from .._family.base import AbstractFamily
 from .._family.flat import AbstractFlat
 from .._model.batch import Batch, as_batch, blank_batch, options_of
-from .._model.indices import admit, resolve_indices
+from .._model.indices import admit, plates_named, resolve_indices
 from .._model.model import AbstractModel
 from .._model.static import Static
 from .._model.structure import describe
@@ -45,7 +45,8 @@ class AutoGuide(eqx.Module):
         structure: What is static about the model.
         admitted: The plates with latents whose rows may be drawn at random.
         create_plates: A function of the model's arguments that returns a plate, or several, of the
-            model's language, whose rows the guide then holds.
+            model's language, whose rows the guide then holds. Where it takes the rows from the
+            arguments, it says which rows these hold, as `Batch.at` does.
     """
 
     model: AbstractModel
@@ -295,8 +296,14 @@ class AutoGuide(eqx.Module):
         if names is None:
             recorded = (*self._held, *self.structure.deterministic)
             names = tuple(n for n in recorded if n not in needed)
-        blank = blank_batch(shapes)
-        return self.admit(blank.at(**batch.rows)), names
+        blank = blank_batch(shapes).at(**batch.rows)
+        function = None if self.create_plates is None else self.create_plates.value
+        if named := sorted(plates_named(self.model, blank, function) - batch.rows.keys()):
+            raise ValueError(
+                f"create_plates takes the rows of the plates {named} from the model's arguments: "
+                "pass them to this call."
+            )
+        return self.admit(blank), names
 
 
 class AutoContinuous(AutoGuide):

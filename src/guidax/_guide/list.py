@@ -51,7 +51,8 @@ class AutoGuideList(AutoGuide):
             a constructor, a `functools.partial` of one, or `gx.program(fn)`. They must cover every
             latent, each once. Left out, the list is empty: see `append`.
         create_plates: A function of the model's arguments that returns a `gx.plate`, or several,
-            whose rows each evaluation holds. `Batch.at` overrides it.
+            whose rows each evaluation holds. Rows that it takes from the arguments are those that
+            the arguments hold. `Batch.at` overrides it.
         **kwargs: The model's keyword arguments.
 
     Raises:

@@ -27,7 +27,8 @@ class AutoNormal(AutoGuide):
             returns a constrained value.
         init_scale: Starting standard deviation of each unconstrained coordinate.
         create_plates: A function of the model's arguments that returns a `gx.plate`, or several,
-            whose rows each evaluation holds. `Batch.at` overrides it.
+            whose rows each evaluation holds. Rows that it takes from the arguments are those that
+            the arguments hold. `Batch.at` overrides it.
         **kwargs: The model's keyword arguments.
 
     Raises:

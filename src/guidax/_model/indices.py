@@ -13,6 +13,7 @@ from jax import random
 from .._numerics import is_traced
 from .._types import Key
 from .batch import Batch
+from .dependencies import dependencies
 from .equivariance import equivariant_plates
 from .model import AbstractModel, at_zero
 from .rows import draw_rows
@@ -33,7 +34,8 @@ def admit(
 
     A plate with latents qualifies if the model takes the rows of its data itself, by the numbers
     that the plate gives. That is found by running the model, so it is known for arguments of the
-    structure at construction, and found out here for others if their values are known.
+    structure at construction, and found out here for others if their values are known. Rows that
+    `create_plates` takes from the arguments are those of the batch.
 
     Args:
         model: The model.
@@ -46,6 +48,7 @@ def admit(
         ValueError: If `at` names an unknown plate or a row that does not exist, or if another
             structure of the arguments is met only inside a transformation.
     """
+    batch = with_named_rows(model, batch, create_plates)
     check_rows(model, batch)
     if known.local_shapes is None:
         return batch
@@ -70,6 +73,31 @@ def admit(
             f"say which rows they hold: gx.Batch(...).at({asked[0].name}=row_numbers)."
         )
     return batch.admit({*batch.admitted, *drawable_plates(model, batch, tuple(asked))})
+
+
+def with_named_rows(model: AbstractModel, batch: Batch, create_plates: CreatePlates) -> Batch:
+    """Return the batch at the rows that `create_plates` takes from the arguments.
+
+    They are as good as those of `Batch.at`, which win.
+    """
+    named = plates_named(model, batch, create_plates)
+    if create_plates is None or not named:
+        return batch
+    made = model.plate_rows(create_plates, batch.without_rows(), random.key(0))
+    return batch.at(**{name: made[name] for name in named} | batch.rows)
+
+
+def plates_named(model: AbstractModel, batch: Batch, create_plates: CreatePlates) -> frozenset[str]:
+    """Return the plates whose rows `create_plates` takes from the arguments: no key is read."""
+    if create_plates is None:
+        return frozenset()
+
+    def rows(inputs: dict[str, Any]) -> dict[str, Any]:
+        given = batch.without_rows().with_arrays(inputs["arguments"])
+        return dict(model.plate_rows(create_plates, given, inputs["key"]))
+
+    reads = dependencies(rows, {"arguments": batch.arrays, "key": random.key(0)})
+    return frozenset(name for name, paths in reads.items() if paths and "['key']" not in paths)
 
 
 def drawable_plates(
