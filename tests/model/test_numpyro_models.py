@@ -1,5 +1,7 @@
 """Unmodified NumPyro models behind the seam."""
 
+import dataclasses
+import functools
 import itertools
 
 import jax
@@ -423,3 +425,32 @@ def test_rows_that_create_plates_draws_are_not_those_of_a_ready_made_batch(key):
     guide = gx.AutoNormal(gx.from_numpyro(ready), Y[:10], key=key, create_plates=drawn)
     with pytest.raises(ValueError, match="row_numbers"):
         gx.ELBO()(guide, key, Y[:10])
+
+
+@dataclasses.dataclass
+class Configured:
+    """A model that is an object: a dataclass has no hash."""
+
+    scale: float
+
+    def __call__(self, y):
+        traces[0] += 1
+        z = numpyro.sample("z", dist.Normal(0.0, self.scale))
+        numpyro.sample("y", dist.Normal(z, 1.0), obs=y)
+
+
+@pytest.mark.parametrize("wrap", [lambda m: m, lambda m: functools.partial(m, y=Y)])
+def test_a_dataclass_is_a_model(wrap, key):
+    model = wrap(Configured(2.0))
+    args = () if isinstance(model, functools.partial) else (Y,)
+    ported = gx.from_numpyro(model)
+    assert ported.name == "Configured"
+    guide = gx.AutoNormal(ported, *args, key=key)
+    theirs, _ = log_density(model, args, {}, {"z": jnp.asarray(0.5, float)})
+    np.testing.assert_allclose(gx.log_joint(guide.model, {"z": 0.5}, *args), theirs, rtol=1e-5)
+
+    def again():
+        return gx.ELBO()(gx.AutoNormal(gx.from_numpyro(model), *args, key=key), key, *args)
+
+    again()
+    assert new_traces(again) == 0

@@ -102,6 +102,8 @@ class SplitCallable(eqx.Module):
         while isinstance(fn, functools.partial):
             args, kwargs = fn.args + args, fn.keywords | kwargs
             fn = fn.func
+        if type(fn).__hash__ is None:  # a dataclass, say: its method is compared by identity
+            fn = fn.__call__
         function, module = _method_of(fn)
         arrays, rest = eqx.partition(module, _trainable(module))
         self.arrays = jax.tree.map(strong, arrays)
@@ -134,6 +136,8 @@ class SplitCallable(eqx.Module):
         function, rest, _, _ = self.constant.value
         while isinstance(rest, AbstractHandler):
             function, rest = rest.fn, rest.fn
+        if getattr(function, "__name__", None) == "__call__":
+            rest, function = getattr(function, "__self__", rest), None
         return getattr(function, "__name__", None) or type(rest).__name__
 
 
