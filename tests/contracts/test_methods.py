@@ -123,6 +123,8 @@ def test_median_and_quantiles(entry, guides, key):
         else:
             assert np.all(below == 1.0)
     assert shapes(guide.quantiles(0.3, X, y)) == sites_of(entry)
+    table = guide.quantiles(jnp.array([levels, levels]), X, y, num_samples=4000)
+    assert distance(table, {n: jnp.stack([x, x]) for n, x in found.items()}) < 1e-5
     assert distance(guide.quantiles(0.3, X, y), guide.quantiles(0.3, X, y)) == 0.0
     with pytest.raises(ValueError, match="between 0 and 1"):
         guide.quantiles([0.5, 1.5], X, y)

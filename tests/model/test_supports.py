@@ -610,6 +610,32 @@ def test_register():
         gx.support(Mine())
 
 
+def test_a_class_may_be_registered_after_a_guide_asked_for_its_support(key):
+    class Late(tfd.Distribution):
+        def __init__(self):
+            kind = tfd.FULLY_REPARAMETERIZED
+            super().__init__(f(0.0).dtype, kind, validate_args=False, allow_nan_stats=True)
+
+        def _batch_shape(self):
+            return ()
+
+        _event_shape = _batch_shape_tensor = _batch_shape
+
+        def _log_prob(self, value):
+            return -value
+
+        def _sample_n(self, n, seed=None):
+            return jax.random.exponential(seed, (n,))
+
+    def model():
+        gx.sample("x", Late())
+
+    with pytest.raises(ValueError, match=r"'x'.*gx\.support\.register\(Late\)"):
+        gx.AutoNormal(model, key=key)
+    gx.support.register(Late)(lambda dist: C.positive)
+    assert gx.AutoNormal(model, key=key).median()["x"] > 0
+
+
 # The flat prior.
 
 

@@ -11,7 +11,7 @@ import pytest
 from tensorflow_probability.substrates.jax import distributions as tfd
 
 import guidax as gx
-from assertions import assert_mean_close, identical, perturbed, precision
+from assertions import assert_mean_close, identical, perturbed, precision, refused_type
 from models import ConjugateNormal, Hierarchy, regression, regression_data
 
 DATA = jnp.asarray(ConjugateNormal.y, float)
@@ -195,6 +195,12 @@ def test_bad_options_are_named():
                 kind(num_particles=bad)
     with pytest.raises((ValueError, TypeError), match="estimator"):
         gx.ELBO(estimator="reinforce")
+
+
+def test_a_guide_comes_before_the_key(key):
+    guide = gx.AutoNormal(ConjugateNormal.model, DATA, key=key)
+    with refused_type("a guide, then a random key; got .*Key.* and AutoNormal"):
+        gx.ELBO()(key, guide, DATA)
 
 
 def test_an_estimator_that_the_family_lacks_raises(key):

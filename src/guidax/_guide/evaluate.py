@@ -80,14 +80,15 @@ def quantiles(
     num_samples: int,
 ) -> dict[str, Array]:
     """Return quantiles: closed forms where they are exact, those of draws elsewhere."""
-    closed = jax.vmap(lambda q: _closed_quantile(guide, q, key, batch))(jnp.atleast_1d(level))
-    closed = {n: x.reshape(level.shape + x.shape[1:]) for n, x in closed.items()}
+    flat = level.ravel()  # jnp.quantile takes no matrix of levels
+    found = jax.vmap(lambda q: _closed_quantile(guide, q, key, batch))(flat)
     # XLA drops the draws of sites that have closed forms.
     draws, _ = sample(guide, key, batch, (num_samples,), names, None)
-    return {
-        n: closed[n] if n in closed else jnp.quantile(x, level, axis=0).astype(x.dtype)
+    found = {
+        n: found[n] if n in found else jnp.quantile(x, flat, axis=0).astype(x.dtype)
         for n, x in draws.items()
     }
+    return {n: x.reshape(level.shape + x.shape[1:]) for n, x in found.items()}
 
 
 def _closed_quantile(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,6 +15,7 @@ from .._types import Key
 from .batch import Batch
 from .dependencies import Reads, dependencies
 from .model import AbstractModel, at_zero
+from .supports import support
 from .trace import Indices, LatentSpec, Site, Structure, Trace
 
 _NEEDS_PYTHON = (
@@ -35,11 +37,13 @@ def describe(model: AbstractModel, batch: Batch, key: Key) -> Structure:
     Raises:
         TypeError: If the model uses the value of a traced argument in Python.
     """
-    return jax.eval_shape(_describe, model, batch.admit(()), key).value
+    # A class that is registered later may give a latent the support that it lacked.
+    classes = len(support.registry)
+    return jax.eval_shape(_describe, classes, model, batch.admit(()), key).value
 
 
-@jax.jit
-def _describe(model: AbstractModel, batch: Batch, key: Key) -> _StaticOutput:
+@functools.partial(jax.jit, static_argnums=0)
+def _describe(classes: int, model: AbstractModel, batch: Batch, key: Key) -> _StaticOutput:
     return _StaticOutput(probe(model, batch, key))
 
 

@@ -56,10 +56,15 @@ class AbstractObjective(eqx.Module):
             One number, in nats.
 
         Raises:
-            TypeError: If the arguments do not fit the model.
+            TypeError: If no guide comes first, or the arguments do not fit the model.
             ValueError: If parameters of the guide and rows of the arguments would not match, or a
                 latent has no value.
         """
+        if not isinstance(guide, AutoGuide):
+            raise TypeError(
+                f"an objective takes a guide, then a random key; got {type(guide).__name__} and "
+                f"{type(key).__name__}."
+            )
         batch = guide.admit(as_batch(guide.model, args, kwargs))
         return _evaluate(self, guide, key, batch)
 
