@@ -322,6 +322,12 @@ def test_objective_is_an_instance(guide, key):
         gx.fit(key, guide, DATA, steps=3, progress=False, objective="elbo")
 
 
+def test_progress_is_a_flag_or_a_function(guide, key):
+    for bad in ("bar", 100):
+        with refused_type("progress is None or True for a bar.*or a function.*; got"):
+            gx.fit(key, guide, DATA, steps=3, progress=bad)
+
+
 @pytest.mark.parametrize("rate", [0.0, -0.1, float("nan"), float("inf"), 0, np.float64(-1)])
 def test_rate_is_positive(guide, key, rate):
     for optimizer in (None, optax.adam):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import guidax as gx
-from assertions import distance, precision
+from assertions import distance, precision, refused_type
 from models import new_traces
 
 STARTS = 6
@@ -98,3 +98,5 @@ def test_what_is_no_ensemble_is_refused(key):
         gx.fit_restarts(key, make, 0.0, num_restarts=0, steps=1)
     with pytest.raises(TypeError, match="make_guide takes a key and returns a guide"):
         gx.fit_restarts(key, lambda key: gx.AutoNormal, 0.0, num_restarts=2, steps=1)
+    with refused_type("make_guide takes a key and returns a guide.*; got AutoNormal"):
+        gx.fit_restarts(key, make(key), 0.0, num_restarts=2, steps=1)

@@ -11,7 +11,7 @@ from jax.scipy.special import gammaln
 from tensorflow_probability.substrates.jax import distributions as tfd
 
 import guidax as gx
-from assertions import distance, identical, perturbed
+from assertions import distance, identical, perturbed, refused_type
 from models import regression, regression_data
 
 X, y = regression_data()
@@ -38,6 +38,11 @@ def test_parts_and_append_make_the_same_list(key):
     ):
         with pytest.raises(ValueError, match="tau"):
             use()
+
+
+def test_parts_are_a_mapping(key):
+    with refused_type("parts takes a dict from sites to constructors.*; got list"):
+        gx.AutoGuideList(regression, X, y, key=key, parts=[gx.AutoNormal])
 
 
 def test_one_copy_of_the_models_parameters(key):

@@ -154,6 +154,11 @@ def test_mistakes_are_named(stand_in, options, error, message, key):
         gx.AutoSurrogateLikelihoodDAIS(model, stand_in, DATA, key=key, **options)
 
 
+def test_a_forgotten_surrogate_is_named(key):
+    with pytest.raises(TypeError, match="something that can be called|Type-check"):
+        gx.AutoSurrogateLikelihoodDAIS(model, DATA, key=key, surrogate=gx.Batch(DATA[:2]))
+
+
 def test_traced_data_of_the_surrogate_are_refused(key):
     def inside(y):
         return make(key, surrogate=gx.Batch(y[:2])).sample_posterior(key)

@@ -78,9 +78,9 @@ class AbstractFlat(AbstractFamily):
                 raise ValueError(
                     f"plate {name!r} holds {rows.shape[0]} of {size} rows, but "
                     f"{type(self).__name__} draws latent {site.name!r} jointly over all of them: a "
-                    "joint density has no "
-                    "share for each row. Use gx.AutoNormal or gx.AutoDelta, which hold rows apart, "
-                    "for the sites in that plate; gx.AutoGuideList joins them with another guide."
+                    "joint density has no share for each row. Use gx.AutoNormal or gx.AutoDelta, "
+                    "which hold rows apart, for the sites in that plate (gx.AutoGuideList joins "
+                    "them with another guide), or gx.AutoSemiDAIS for all."
                 )
         return indices
 

@@ -66,13 +66,18 @@ def train(
         options: Names of the keyword options of the call.
 
     Raises:
-        TypeError: If the arguments do not fit the model.
+        TypeError: If the arguments do not fit the model, or an option is of the wrong kind.
         ValueError: If `batches` stand beside arguments, host features are asked for inside a
             transformation, or checkpoints do not fit the run.
     """
     if not (checkpoint is None or isinstance(checkpoint, Checkpoint)):
         raise TypeError(
             f'checkpoint takes a gx.Checkpoint, such as gx.Checkpoint("run"); got {checkpoint!r}.'
+        )
+    if not (progress is None or isinstance(progress, bool) or callable(progress)):
+        raise TypeError(
+            "progress is None or True for a bar, False for nothing, or a function of step and "
+            f"loss; got {progress!r}."
         )
     traced = is_traced((moving, run, args, kwargs))
     if batches is not None:

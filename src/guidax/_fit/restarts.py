@@ -114,7 +114,7 @@ def fit_restarts(
         All fits with their ELBO, and the best of them.
 
     Raises:
-        TypeError: If `make_guide` returns no guide, or as `fit`.
+        TypeError: If `make_guide` is no function, or returns no guide, or as `fit`.
         ValueError: If `num_restarts` or `num_samples` is not a positive integer, if no member has a
             finite ELBO, or as `fit`.
     """
@@ -122,16 +122,15 @@ def fit_restarts(
     for name, number in (("num_restarts", num_restarts), ("num_samples", num_samples)):
         if isinstance(number, bool) or not isinstance(number, (int, np.integer)) or number < 1:
             raise ValueError(f"{name} is a positive integer; got {number!r}.")
+    if not callable(make_guide):
+        raise _no_maker(f"got {type(make_guide).__name__}")
     keys = random.split(key, num_restarts + 1)
 
     def member(key: Key) -> tuple[FitResult, Batch]:
         key_start, key_fit = random.split(key)
         guide = make_guide(key_start)
         if not isinstance(guide, AutoGuide):
-            raise TypeError(
-                "make_guide takes a key and returns a guide, such as "
-                f"lambda key: gx.AutoNormal(model, X, y, key=key); it returned {guide!r}."
-            )
+            raise _no_maker(f"it returned {guide!r}")
         batch = as_batch(guide.model, args, kwargs, options_of(fit_restarts))
         result = fit(
             key_fit,
@@ -175,3 +174,10 @@ def _elbo(
     error = jnp.sqrt(jnp.sum((terms - mean) ** 2, axis=0) / (max(count - 1, 1) * count))
     finite = jnp.isfinite(mean)
     return jnp.where(finite, mean, jnp.nan), jnp.where(finite, error, jnp.nan)
+
+
+def _no_maker(got: str) -> TypeError:
+    return TypeError(
+        "make_guide takes a key and returns a guide, such as "
+        f"lambda key: gx.AutoNormal(model, X, y, key=key); {got}."
+    )

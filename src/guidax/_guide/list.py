@@ -205,8 +205,14 @@ def _shares(
     """Return each part's sites, in the order written.
 
     Raises:
+        TypeError: If `parts` is no mapping.
         ValueError: If they do not cover each latent once.
     """
+    if not isinstance(parts, Mapping):
+        raise TypeError(
+            "parts takes a dict from sites to constructors, such as "
+            f'{{"a": gx.AutoDelta, ...: gx.AutoNormal}}; got {type(parts).__name__}.'
+        )
     named = {k: (k,) if isinstance(k, str) else tuple(k) for k in parts if k is not ...}
     asked = [name for names in named.values() for name in names]
     problems = {

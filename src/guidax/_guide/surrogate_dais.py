@@ -96,10 +96,10 @@ class AutoSurrogateLikelihoodDAIS(AutoGuide):
     ):
         check_options(K, eta_init, eta_max, gamma_init, max_kick)  # before the search
         check_base(base_dist, init_scale)
-        init_loc_fn = given_strategy(base_dist) or init_loc_fn
-        start = begin(AutoSurrogateLikelihoodDAIS, model, args, kwargs, key, init_loc_fn)
         stand_in = as_model(surrogate_model)
         data = _data(stand_in, surrogate)
+        init_loc_fn = given_strategy(base_dist) or init_loc_fn
+        start = begin(AutoSurrogateLikelihoodDAIS, model, args, kwargs, key, init_loc_fn)
         base = base_of(start, base_dist, init_scale, key)
         moves = Dynamics.start(
             (),
