@@ -315,6 +315,22 @@ def test_key_and_guide_in_their_places(guide, key):
             gx.fit(bad, guide, DATA, steps=3, progress=False)
 
 
+def test_guides_are_built_with_a_random_key(guide):
+    for bad in (3, None, jnp.asarray(3)):
+        with refused_type(
+            r"AutoNormal takes key=, a random key such as jax\.random\.key\(0\); got"
+        ):
+            gx.AutoNormal(ConjugateNormal.model, DATA, key=bad)
+    words = jax.random.PRNGKey(0)
+    assert gx.AutoNormal(ConjugateNormal.model, DATA, key=words).is_finite()
+
+
+def test_the_rate_is_a_number(guide, key):
+    for bad in ("fast", [0.1, [0.2]], {}):
+        with refused_type("learning_rate is a positive number, or a schedule; got"):
+            gx.fit(key, guide, DATA, steps=3, progress=False, learning_rate=bad)
+
+
 def test_objective_is_an_instance(guide, key):
     with refused_type(r"objective is one such as gx\.ELBO\(\) \(with parentheses: gx\.ELBO\(\)\)"):
         gx.fit(key, guide, DATA, steps=3, progress=False, objective=gx.ELBO)

@@ -136,7 +136,12 @@ def make_recipe(
     if is_traced(learning_rate):
         rate = jnp.asarray(learning_rate).astype(float)  # it may be weakly typed
     else:
-        number = np.asarray(learning_rate, jnp.result_type(float))
+        try:
+            number = np.asarray(learning_rate, jnp.result_type(float))
+        except (TypeError, ValueError):
+            raise TypeError(
+                f"learning_rate is a positive number, or a schedule; got {learning_rate!r}."
+            ) from None
         if number.ndim or not 0 < float(number) < np.inf:
             raise ValueError(
                 "learning_rate is a positive number, or a schedule (a function of the step); got "

@@ -15,7 +15,7 @@ from .._model.indices import check_rows, with_named_rows
 from .._model.program import as_model
 from .._model.start import Start, find_start
 from .._model.strategies import as_strategy, init_to_value
-from .._types import Key
+from .._types import Key, is_key
 
 
 def begin(
@@ -45,7 +45,8 @@ def begin(
         The start.
 
     Raises:
-        TypeError: If the arguments do not fit the model, or `create_plates` gives no plates.
+        TypeError: If the arguments do not fit the model, `key` is no random key, or `create_plates`
+            gives no plates.
         ValueError: As `find_start`, or if `create_plates` or `Batch.at` name plates that the model
             lacks.
 
@@ -64,6 +65,11 @@ def begin(
                 "rows of plates are those of the whole, so give it to that one."
             )
         return model
+    if not is_key(key):
+        raise TypeError(
+            f"{constructor.__name__} takes key=, a random key such as jax.random.key(0); got "
+            f"{key!r}."
+        )
     model = as_model(model)
     batch = as_batch(model, args, kwargs, options_of(constructor.__init__))
     batch = with_named_rows(model, batch, create_plates)

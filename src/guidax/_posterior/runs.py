@@ -21,7 +21,7 @@ from .._model.program import as_model
 from .._model.structure import describe
 from .._model.trace import Indices, Plate, Site, Trace
 from .._numerics import is_traced, strong
-from .._types import Key
+from .._types import Key, is_key
 
 Read = TypeVar("Read")
 
@@ -72,7 +72,7 @@ def require_key(who: str, key: Any) -> None:
     Raises:
         TypeError: If it does not.
     """
-    if isinstance(key, int) or not hasattr(key, "dtype"):
+    if not is_key(key):
         raise TypeError(f"{who} takes a random key first, such as jax.random.key(0); got {key!r}.")
 
 
