@@ -360,6 +360,19 @@ def test_an_ensemble_from_guides_that_are_there(ensemble, key):
 # --- donation ----------------------------------------------------------------------------------
 
 
+def test_a_fit_without_nan_passes_the_check_for_nan(key):
+    """In one call, step by step with a guard, and jitted: no step that is left out counts."""
+    guide = point()
+    with jax.debug_nans(True):
+        fits = (
+            fit_point(3),
+            fit_point(3, on_nonfinite="halve"),
+            jax.jit(lambda: gx.fit(key, guide, DATA, steps=3))(),
+        )
+    for result in fits:
+        assert np.isfinite(result.losses).all() and result.losses.shape == (3,)
+
+
 def test_nothing_of_the_callers_is_donated(key):
     guide = gx.AutoNormal(regression, X, y, key=key)
     first = gx.fit(key, guide, X, y, steps=5, progress=False)

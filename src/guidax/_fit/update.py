@@ -128,9 +128,10 @@ def _advance(
         capacity: Length of the vector of losses.
 
     Returns:
-        The state after them, and the loss at each step; NaN where none was taken.
+        The state after them, and the loss at each step: NaN once the run has ended, and after `n`
+        zeros, which pass `jax_debug_nans`.
     """
-    losses = jnp.full((capacity,), jnp.nan, float)
+    losses = jnp.zeros((capacity,), float)
     return _loop(_one_step, (moving, losses), run, batch, n)
 
 
@@ -146,7 +147,7 @@ def advance_unguarded(
     No step is looked at by itself, which saves a small guide a good part of its time: what is not
     finite in a parameter stays so, and `_moved` puts there what is not finite in a gradient.
     """
-    losses = jnp.full((capacity,), jnp.nan, float)
+    losses = jnp.zeros((capacity,), float)
     moving, losses = _loop(_moved, (moving, losses), run, batch, n)
     is_finite = jnp.isfinite(losses) | (jnp.arange(capacity) >= n)
     trained, _ = run.recipe.split(moving.guide)
@@ -159,7 +160,7 @@ def advance(
 ) -> tuple[Moving, Float[Array, " capacity"]]:
     """Take `n` steps inside a transformation; see `_advance`."""
     loss = run.objective.loss(moving.guide, run.key, batch)  # for its placement: XLA drops it
-    losses = jnp.full((capacity,), jnp.nan, float)
+    losses = jnp.zeros((capacity,), float)
     return _loop(_one_step, _depends_on(loss, (moving, losses)), run, batch, n)
 
 
