@@ -176,6 +176,23 @@ def test_rows_of_the_batch_name_the_coordinates(key):
     assert pairs.dims == ("chain", "draw", "row", "column", "pairs_dim_2")
 
 
+def test_arguments_with_the_name_of_a_site_and_another_shape(key):
+    def model(level, y):
+        level = gx.sample("level", distrax.Normal(jnp.mean(level), 1.0))
+        with gx.plate("data", 6, subsample_size=3) as rows:
+            gx.sample("y", distrax.Normal(level, 1.0), obs=y[rows])
+
+    level, y = jnp.array([1.0, 2.0]), jnp.arange(6.0)
+    guide = gx.AutoNormal(model, level, y, key=key)
+    batch = gx.Batch(level, y).at(data=jnp.array([4, 1, 2]))
+    tree = gx.to_arviz(key, guide, batch, num_samples=2, coords={"data": list("abcdef")})
+    assert list(tree["observed_data"]["y"].coords["data"].values) == list("ebc")
+    constant = tree["constant_data"]
+    assert constant["level"].dims == ("level_constant_dim_0",)
+    assert constant["y"].dims == ("y_constant_dim_0",)
+    np.testing.assert_array_equal(constant["y"].values, y)
+
+
 def test_all_rows_in_the_order_of_the_batch(key):
     def rows(y):
         with gx.plate("row", 4):

@@ -94,12 +94,16 @@ class Labels:
         self._used: dict[str, tuple[str, int]] = {}  # dim -> the first variable that has it, size
         self._variables: set[str] = set()
 
-    def dataset(self, variables: Mapping[str, Any], *, sampled: bool, attrs: Any) -> Any:
+    def dataset(
+        self, variables: Mapping[str, Any], *, sampled: bool, constant: bool = False, attrs: Any
+    ) -> Any:
         """Return an xarray dataset.
 
         Args:
             variables: Name to array; with `sampled`, one axis of draws comes first.
             sampled: Whether the variables are draws.
+            constant: Whether they are arguments, which may have a site's name and another shape;
+                they come after the sites.
             attrs: Attributes of the dataset.
 
         Raises:
@@ -111,7 +115,7 @@ class Labels:
         data, coords = {}, {}
         for name, value in variables.items():
             value = np.asarray(value)[None] if sampled else np.asarray(value)
-            dims = self._dims_of(name, value.shape[len(lead) :])
+            dims = self._dims_of(name, value.shape[len(lead) :], constant)
             data[name] = ((*lead, *dims), value)
             coords |= {dim: self._coords_of(dim) for dim in dims}
             coords |= {dim: np.arange(n) for dim, n in zip(lead, value.shape, strict=False)}
@@ -131,14 +135,17 @@ class Labels:
                 what = "variables" if option == "dims" else "axes"
                 raise ValueError(f"{option} names {unknown}; the {what} are {sorted(known)}.")
 
-    def _dims_of(self, name: str, shape: tuple[int, ...]) -> tuple[str, ...]:
+    def _dims_of(self, name: str, shape: tuple[int, ...], constant: bool) -> tuple[str, ...]:
         self._variables.add(name)
         plates = self._plates.get(name, (None,) * len(shape))
+        given, stem = self._dims.get(name), name
+        if constant and not self._fits(name, shape):
+            plates, stem = (None,) * len(shape), f"{name}_constant"
+            given = given if given is not None and len(given) == len(shape) else None
         free = [axis for axis, plate in enumerate(plates) if plate is None]
         names = {axis: plate for axis, plate in enumerate(plates) if plate is not None}
-        given = self._dims.get(name)
         if given is None:
-            names |= {axis: f"{name}_dim_{axis}" for axis in free}
+            names |= {axis: f"{stem}_dim_{axis}" for axis in free}
         elif len(given) == len(shape):
             names = dict(enumerate(given))
         elif len(given) == len(free):
@@ -157,6 +164,15 @@ class Labels:
                     "name is one axis. Name them apart with dims."
                 )
         return found
+
+    def _fits(self, name: str, shape: tuple[int, ...]) -> bool:
+        """Say whether an argument has the axes of the site that it shares its name with, if any."""
+        plates = self._plates.get(name, (None,) * len(shape))
+        return len(plates) == len(shape) and all(
+            plate not in self._used or self._used[plate][1] == size
+            for plate, size in zip(plates, shape, strict=True)
+            if plate is not None
+        )
 
     def _coords_of(self, dim: str) -> np.ndarray:
         _, size = self._used[dim]

@@ -124,7 +124,12 @@ def to_arviz(
     attrs = {"inference_library": "guidax", "guide": type(guide).__name__}
     kept = {"posterior", *wanted, *(["prior_predictive"] if "prior" in wanted else [])}
     datasets = {
-        group: labels.dataset(found[group], sampled=not group.endswith("_data"), attrs=attrs)
+        group: labels.dataset(
+            found[group],
+            sampled=not group.endswith("_data"),
+            constant=group == "constant_data",
+            attrs=attrs,
+        )
         for group in found
         if group in kept and found[group]
     }
