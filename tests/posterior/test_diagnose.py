@@ -96,6 +96,16 @@ def test_estimates_are_right_where_the_guide_is_not(key):
     assert "covers the posterior; means" in str(diagnosis)
 
 
+def test_the_spread_of_a_complex_site_is_real(key):
+    def model():
+        x = gx.sample("x", distrax.Normal(0.0, 1.0))
+        gx.deterministic("turned", (3.0 + 4.0j) * x)
+
+    std = gx.diagnose(key, gx.AutoNormal(model, key=key), num_samples=100).std()
+    assert jnp.isrealobj(std["turned"])
+    np.testing.assert_allclose(std["turned"], 5.0 * std["x"], rtol=1e-4)
+
+
 def test_khat_grows_as_the_guide_narrows(key):
     # The weights of a guide with scale `c` have the shape k = 1 - c^2, for very many draws.
     khats = [float(gx.diagnose(key, guide_with(TARGET, c)).khat) for c in (1.5, 0.8, 0.5, 0.1)]

@@ -90,7 +90,7 @@ class Diagnosis(eqx.Module):
         means = self.mean()
         weights = jnp.exp(self.smoothed_log_weights)
         return {
-            name: jnp.sqrt(_mean(weights, jnp.square(x - means[name])))
+            name: jnp.sqrt(_mean(weights, jnp.square(jnp.abs(x - means[name]))))
             for name, x in self.draws.items()
         }
 
