@@ -133,6 +133,15 @@ def test_wide_and_deep_flows_take_smaller_steps(key):
     np.testing.assert_allclose([rate(coupling, 4, depth) for depth in (4, 12)], [0.01, 0.005])
 
 
+def test_moves_from_a_wide_flow_take_its_smaller_steps(key):
+    def rate(base, size):
+        model = lambda: gx.sample("z", distrax.Normal(jnp.zeros(size), 1.0))  # noqa: E731
+        return gx.AutoDAIS(model, key=key, base_dist=base).learning_rate
+
+    found = [rate(gx.AutoIAFNormal, 4), rate(gx.AutoIAFNormal, 80), rate("cholesky", 4)]
+    np.testing.assert_allclose(found, [0.01, 0.005, 0.01])
+
+
 def test_a_part_goes_at_most_three_times_as_fast_as_the_slowest(key):
     """The first step of Adam is as long as its rate, in units: one for points and flows."""
 

@@ -35,6 +35,11 @@ class AbstractDAIS(AbstractFamily):
     dynamics: eqx.AbstractVar[Dynamics]
     whiten: eqx.AbstractVar[bool]  # static
 
+    @property
+    def learning_rate(self) -> float:
+        """That of moves, or less where the base, a wide or deep flow, asks for less."""
+        return min(super().learning_rate, self.base.learning_rate)
+
     @abc.abstractmethod
     def log_density(self, draw: Draw, target: Target) -> Float[Array, ""]:
         """Return the unnormalised log density that the moves follow."""
