@@ -106,7 +106,7 @@ class AbstractFlatNormal(AbstractFlat):
     def learning_rate(self) -> float:
         """0.3, for correlated normals in units of their own, and that of independent ones if less.
 
-        Measured on posteriordb, and on normals of 200 and 300 coordinates.
+        Measured on posteriordb, and on posteriors of 190 to 303 coordinates.
         """
         return min(0.3, rate_of_normals(size_of(self.sites)))
 

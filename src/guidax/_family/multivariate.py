@@ -53,8 +53,8 @@ class MultivariateNormal(AbstractFlatNormal):
     def units(self) -> Any:
         """Return those of independent normals for the diagonal of `L`, and of its other entries.
 
-        These are `dim^2 / 2` numbers: with more than ten coordinates each moves more slowly, or the
-        noise of all of them would cost tens of nats in a hundred dimensions.
+        These are about `dim^2 / 2` numbers: with more than ten coordinates each moves more slowly,
+        or the noise of all of them would cost nats by the dozen in hundreds of dimensions.
         """
         start = self.raw_scale_tril.shape[-1] - self.loc.shape[-1]
         below, diagonal = jnp.split(self.raw_scale_tril, [start], axis=-1)

@@ -15,7 +15,8 @@ from jax.experimental import multihost_utils
 
 from .._caller import warn_caller
 from .._model.batch import Batch
-from .fingerprint import alike, describe, is_key, sketch
+from .._types import is_typed_key
+from .fingerprint import alike, describe, sketch
 from .storage import PART, Damaged, Stored, read, refuse, require_equal, unpack, write
 from .update import Moving, Run
 
@@ -171,7 +172,7 @@ def _line(run: Run, batch: Batch | None) -> dict[str, Any]:
 
 
 def _key_data(key: Any) -> list[int]:
-    return np.asarray(jax.random.key_data(key) if is_key(key) else key).reshape(-1).tolist()
+    return np.asarray(jax.random.key_data(key) if is_typed_key(key) else key).reshape(-1).tolist()
 
 
 def _sketches(moving: Moving, batch: Batch | None) -> dict[str, Any]:

@@ -14,12 +14,12 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import dtypes
 
 from .._guide.guide import AutoGuide
 from .._model.model import AbstractModel
 from .._model.static import Static
 from .._objective.base import AbstractObjective
+from .._types import is_typed_key
 from .recipe import Recipe
 
 _CHUNK = 1 << 20  # entries at a time, so that a sketch needs little memory
@@ -66,7 +66,7 @@ def sketch(x: Any) -> dict[str, Any]:
     in units of the root mean square. An array that this process cannot see whole has dtype and
     shape alone.
     """
-    if is_key(x):
+    if is_typed_key(x):
         x = jax.random.key_data(x)
     found: dict[str, Any] = {"array": _kind(x)}
     if isinstance(x, jax.Array) and not (x.is_fully_addressable or x.is_fully_replicated):
@@ -109,11 +109,6 @@ def alike(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
     a, b = (np.hstack([x["root mean square"], x["means"]]) for x in (old, new))
     tolerance = new["tolerance"]
     return a.shape == b.shape and np.allclose(a, b, rtol=tolerance, atol=tolerance * b[0])
-
-
-def is_key(x: Any) -> bool:
-    """Say whether an array is one of typed random keys."""
-    return hasattr(x, "dtype") and jnp.issubdtype(x.dtype, dtypes.prng_key)
 
 
 def _describe(x: Any, *, constant: bool, functions: bool, above: tuple[int, ...]) -> Any:
@@ -189,7 +184,7 @@ def _function(x: Any, go: Any) -> Any:
 def _content(x: Any) -> Any:
     if isinstance(x, jax.ShapeDtypeStruct):
         return _kind(x)
-    array = np.asarray(jax.random.key_data(x) if is_key(x) else x)
+    array = np.asarray(jax.random.key_data(x) if is_typed_key(x) else x)
     if not array.ndim and array.dtype.kind in "bif":
         return _describe(array.item(), constant=True, functions=False, above=())
     content = repr(array.tolist()).encode() if array.dtype.hasobject else array.tobytes()

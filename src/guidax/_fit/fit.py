@@ -11,7 +11,7 @@ from .._guide.guide import AutoGuide
 from .._model.batch import Batch, options_of
 from .._objective.base import AbstractObjective
 from .._objective.elbo import ELBO
-from .._types import Key, is_key
+from .._types import Key, require_key
 from .checkpoint import Checkpoint
 from .loop import require_steps, train
 from .progress import Progress
@@ -137,8 +137,7 @@ def _require(key: Any, guide: Any, objective: Any) -> None:
             f"fit takes a random key, then a guide; got {type(key).__name__} and "
             f"{type(guide).__name__}."
         )
-    if not is_key(key):
-        raise TypeError(f"fit takes a random key first, such as jax.random.key(0); got {key!r}.")
+    require_key("fit", key)
     if not isinstance(objective, AbstractObjective):
         hint = " (with parentheses: gx.ELBO())" if isinstance(objective, type) else ""
         raise TypeError(f"objective is one such as gx.ELBO(){hint}; got {objective!r}.")

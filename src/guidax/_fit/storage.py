@@ -28,7 +28,8 @@ from jax.experimental import multihost_utils
 from jaxtyping import PyTree
 
 from .._numerics import from_host, is_traced
-from .fingerprint import differences, is_key
+from .._types import is_typed_key
+from .fingerprint import differences
 
 FORMAT = 1
 PART = ".part"  # how names of files end that are being written
@@ -180,7 +181,7 @@ class _Hashing:
 
 def _on_host(path: Any, x: Any) -> np.ndarray:
     """Return a leaf as an array of a dtype that NumPy's format knows."""
-    if is_key(x):
+    if is_typed_key(x):
         x = jax.random.key_data(x)
     if isinstance(x, jax.Array) and not (x.is_fully_addressable or x.is_fully_replicated):
         x = multihost_utils.process_allgather(x, tiled=True)
@@ -199,14 +200,14 @@ def _write_leaf(file: Any, x: np.ndarray) -> None:
 
 def _read_leaf(file: Any, like: Any) -> Any:
     """Read one array: of the dtype and shape of `like`, or an error."""
-    spec = jax.eval_shape(jax.random.key_data, like) if is_key(like) else like
+    spec = jax.eval_shape(jax.random.key_data, like) if is_typed_key(like) else like
     array = np.lib.format.read_array(file, allow_pickle=False)
     if array.shape != spec.shape or array.dtype != _raw(spec.dtype):
         raise ValueError(f"it holds {array.dtype}{list(array.shape)}")
     array = array.view(spec.dtype)
     if isinstance(like, np.ndarray):
         return array
-    if not is_key(like):
+    if not is_typed_key(like):
         return _placed(array, like)
     return jax.random.wrap_key_data(from_host(array), impl=jax.random.key_impl(like))
 

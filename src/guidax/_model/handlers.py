@@ -10,11 +10,10 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jax import dtypes
 from jax.typing import ArrayLike
 from jaxtyping import Array
 
-from .._types import Key
+from .._types import Key, is_typed_key
 from .messages import KeySource, Message, Messenger, enter, key_of, leave
 
 
@@ -112,7 +111,7 @@ class seed(AbstractHandler):
         if key is None:
             raise TypeError("seed needs a key: gx.handlers.seed(model, jax.random.key(0)).")
         self.fn = fn
-        is_typed = jnp.issubdtype(getattr(key, "dtype", int), dtypes.prng_key)
+        is_typed = is_typed_key(key)
         self.key = jnp.asarray(key) if is_typed or jnp.ndim(key) else jax.random.key(key)
 
     def messenger(self) -> Messenger:

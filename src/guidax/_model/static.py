@@ -9,9 +9,10 @@ from collections.abc import Hashable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jax import core, dtypes
+from jax import core
+
+from .._types import is_typed_key
 
 
 class Static:
@@ -91,7 +92,7 @@ def _leaf_key(leaf: Any) -> Hashable:
             f"a constant of a model is traced ({leaf.aval.str_short()}), so it cannot be compared: "
             "pass it as an argument of the model, or build the model outside jit, grad and vmap."
         )
-    if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, dtypes.prng_key):
+    if is_typed_key(leaf):
         return str(leaf.dtype), _leaf_key(jax.random.key_data(leaf))
     if isinstance(leaf, (np.ndarray, jax.Array)):
         array = np.asarray(leaf)

@@ -27,8 +27,8 @@ from .._model.structure import describe
 from .._numerics import is_traced
 from .._objective.base import AbstractObjective
 from .._objective.elbo import ELBO
-from .._types import Key
-from .runs import positive, require_key
+from .._types import Key, require_key
+from .runs import positive
 from .simulated import Simulated, simulate
 
 _SIGNIFICANT = 0.01  # of all tests together

@@ -19,9 +19,9 @@ from .._guide.guide import AutoGuide
 from .._model.batch import Batch, as_batch, options_of
 from .._model.target import Draw
 from .._numerics import is_traced
-from .._types import Key
+from .._types import Key, require_key
 from .pareto import smooth
-from .runs import positive, require_key
+from .runs import positive
 from .whole import whole_indices
 
 _CLOSE, _COVERS, _HAS_MEAN = 0.5, 0.7, 1.0  # of k-hat

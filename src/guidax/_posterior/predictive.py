@@ -14,14 +14,13 @@ from jaxtyping import Array
 from .._model.batch import Batch, as_batch
 from .._model.model import AbstractModel
 from .._model.trace import Trace
-from .._types import Key
+from .._types import Key, require_key
 from .runs import (
     as_draws,
     check_batch,
     model_of,
     over_draws,
     positive,
-    require_key,
     require_known_order,
 )
 

@@ -21,7 +21,7 @@ from .._model.program import as_model
 from .._model.structure import describe
 from .._model.trace import Indices, Plate, Site, Trace
 from .._numerics import is_traced, strong
-from .._types import Key, is_key
+from .._types import Key
 
 Read = TypeVar("Read")
 
@@ -64,16 +64,6 @@ def positive(name: str, number: int | None) -> int | None:
     if number < 1:
         raise ValueError(f"{name} counts draws, so it is positive; got {number}.")
     return int(number)
-
-
-def require_key(who: str, key: Any) -> None:
-    """Check that a random key comes first.
-
-    Raises:
-        TypeError: If it does not.
-    """
-    if not is_key(key):
-        raise TypeError(f"{who} takes a random key first, such as jax.random.key(0); got {key!r}.")
 
 
 def check_batch(model: AbstractModel, batch: Batch) -> Batch:

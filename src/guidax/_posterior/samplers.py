@@ -17,9 +17,9 @@ from .._family.vector import dtype_of, size_of
 from .._guide.guide import AutoGuide
 from .._model.batch import Batch, as_batch
 from .._model.target import Draw
-from .._types import Key
+from .._types import Key, require_key
 from .mass import covariance_root
-from .runs import positive, require_key
+from .runs import positive
 from .whole import whole_indices
 
 Position = TypeVar("Position")

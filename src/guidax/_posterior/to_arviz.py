@@ -21,10 +21,10 @@ from .._model.messages import broadcast_sample
 from .._model.model import AbstractModel
 from .._model.target import Draw, Target
 from .._model.trace import Site, Trace
-from .._types import Key
+from .._types import Key, require_key
 from .labelled import Labels, Layout, is_datum, lay_out, named_arrays, without
 from .log_likelihood import entries_of
-from .runs import check_batch, over_draws, positive, require_key
+from .runs import check_batch, over_draws, positive
 
 GROUPS = (
     "posterior_predictive",
