@@ -145,7 +145,6 @@ def measure(way, rows):
     import distrax  # noqa: F401, imported before the first reading, whatever the way
     import jax
     import optax  # noqa: F401
-    from tensorflow_probability.substrates.jax.distributions import HalfNormal  # noqa: F401
 
     import guidax  # noqa: F401
 
