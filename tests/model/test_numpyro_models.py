@@ -183,6 +183,25 @@ def test_a_scan_starts_at_given_values(rows, key):
         gx.AutoNormal(gx.from_numpyro(walks), y, key=key, init_loc_fn=strategy)
 
 
+def test_a_plate_made_in_a_scan_holds_all_its_rows(key):
+    def walk(y, rows):
+        def step(before, now):
+            with numpyro.plate("row", 3, subsample_size=rows) as here:
+                x = numpyro.sample("x", dist.Normal(before[here], 1.0))
+                numpyro.sample("y", dist.Normal(x, 1.0), obs=now[here])
+            return before, None
+
+        scan(step, jnp.zeros(3), y)
+
+    y, model = jnp.ones((5, 3), float), gx.from_numpyro(walk)
+    guide = gx.AutoNormal(model, y, 3, key=key)
+    x = {"x": jnp.full((5, 3), 0.5)}
+    theirs, _ = numpyro_log_density(walk, (y, 3), x)
+    np.testing.assert_allclose(gx.log_joint(guide.model, x, y, 3), theirs, rtol=1e-5)
+    with pytest.raises(ValueError, match="plate 'row' is made inside .* 2 of its 3 rows"):
+        gx.AutoNormal(model, y, 2, key=key)
+
+
 def test_cond(key):
     def branches(flag, y):
         def one():

@@ -48,7 +48,8 @@ class NumPyroModel(AbstractCallableModel):
         values = _Values(key, choose, self.params, indices)
         seeded = handlers.seed(rng_seed=values.keys.next())
         substituted = handlers.substitute(substitute_fn=values)
-        with handlers.trace() as messages, seeded, substituted, warnings.catch_warnings():
+        found, quiet = handlers.trace(), warnings.catch_warnings()
+        with found as messages, seeded, substituted, _ControlFlow(), quiet:
             # Rows that are given may be more or fewer than the model's subsample_size.
             warnings.filterwarnings("ignore", "subsample_size does not match", UserWarning)
             with isolated(Foreign("NumPyro", "numpyro")):
@@ -134,6 +135,35 @@ class _Values:
             value = self.params.get(name, value)
         self.params[name] = value
         return value
+
+
+class _ControlFlow(Messenger):
+    """Looks into the bodies of `scan` and `cond`, whose plates are not seen from outside."""
+
+    def process_message(self, msg: dict[str, Any]) -> None:
+        if msg["type"] == "control_flow":
+            msg["args"] = tuple(_looked_into(x) if callable(x) else x for x in msg["args"])
+
+
+def _looked_into(body: Callable[..., Any]) -> Callable[..., Any]:
+    def run(*args: Any) -> Any:
+        with _WholePlates():
+            return body(*args)
+
+    return run
+
+
+class _WholePlates(Messenger):
+    def process_message(self, msg: dict[str, Any]) -> None:
+        if msg["type"] != "plate":
+            return
+        name, (size, rows) = msg["name"], msg["args"]
+        if rows not in (None, size):
+            raise ValueError(
+                f"plate {name!r} is made inside of numpyro's scan or cond and holds {rows} of its "
+                f"{size} rows, which cannot be chosen there: make it outside, rows = "
+                f"numpyro.plate({name!r}, ...), and enter it inside, with rows as indices."
+            )
 
 
 def _record(plates: dict[str, Plate], p: Plate) -> None:
