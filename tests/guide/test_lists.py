@@ -363,6 +363,8 @@ def test_a_part_that_cannot_stand_alone_is_refused(key):
     guide = gx.AutoGuideList(counts_model, data, key=key, parts=parts)
     with pytest.raises(ValueError, match="with sites="):
         guide[1]
+    with pytest.raises(ValueError, match="no Laplace parts"):
+        guide.laplace(data)
 
 
 def test_a_laplace_part_may_come_before_one_that_reads_it(key):

@@ -134,10 +134,15 @@ class AutoGuideList(AutoGuide):
             **kwargs: The model's keyword arguments.
 
         Raises:
-            ValueError: If a Hessian is not positive definite.
+            ValueError: If the list has no Laplace part, or a Hessian is not positive definite.
         """
         batch, _ = self._request(args, kwargs, options_of(AutoGuideList.laplace), None)
+        if not self._has_laplace():
+            raise ValueError("the list has no Laplace parts to put normals in the place of.")
         return self._settled(batch)
+
+    def _has_laplace(self) -> bool:
+        return any(isinstance(leaf, LaplacePoint) for leaf in leaves(self.family))
 
     def _settled(self, batch: Batch) -> AutoGuideList:
         missing = {s.name for s in self.structure.latents} - {s.name for s in self.family.sites}
@@ -145,7 +150,7 @@ class AutoGuideList(AutoGuide):
             raise ValueError(
                 f"no part of the list draws the latents {sorted(missing)}: append guides for them."
             )
-        if not any(isinstance(leaf, LaplacePoint) for leaf in leaves(self.family)):
+        if not self._has_laplace():
             return self
         # A plain guide draws the points themselves, and a point's median is the point.
         plain = AutoGuide(self.model, self.family, self.structure, self.admitted, self._plates())
