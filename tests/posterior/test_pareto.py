@@ -100,7 +100,6 @@ def test_the_order_of_the_draws_is_kept():
 FLAT = {
     "equal": np.zeros(100),
     "equal and few": np.full(3, -4.0),
-    "one": np.full(1, 2.0),
     "equal up to rounding": -300.0 * (1 + np.random.default_rng(4).integers(-2, 3, 100) * 0.3e-16),
     "equal or zero": np.where(np.arange(400) < 200, -np.inf, 1.0),
 }
@@ -121,6 +120,8 @@ def test_few_draws_have_no_khat_and_stay_as_they_are():
     assert khat == np.inf
     np.testing.assert_allclose(smoothed, log_weights - np.log(np.exp(log_weights).sum()), rtol=1e-5)
     assert np.isfinite(gx.psis(np.append(log_weights, 0.0))[1])
+    smoothed, khat = gx.psis(np.full(1, 2.0))
+    assert khat == np.inf and smoothed == 0.0
 
 
 def test_a_tail_of_equal_weights_above_the_rest_is_fitted():

@@ -87,7 +87,7 @@ def _smooth(
     x = log_weights[order] - largest
     size, k = tail_length(x.shape[0]), jnp.where(jnp.isfinite(largest), jnp.inf, jnp.nan)
     if x.shape[0] == 1:
-        return jnp.where(jnp.isnan(k), k, log_weights), jnp.where(jnp.isnan(k), k, 0.0)
+        return jnp.where(jnp.isnan(k), k, log_weights), k
     cutoff = jnp.maximum(x[-size - 1], math.log(np.finfo(x.dtype).tiny))
     flat = (-x[-size - 1] <= rounding) & (rounding <= _LOUDEST)
     if size >= _SHORTEST_TAIL:
