@@ -171,7 +171,9 @@ def _wanted(
         raise TypeError(f"groups takes a list of names; got {groups!r}.")
     asked = GROUPS if groups is None else tuple(groups)
     if unknown := [g for g in asked if g not in GROUPS]:
-        raise ValueError(f"there are no groups {unknown}; there are {list(GROUPS)}.")
+        raise ValueError(
+            f"there are no groups {unknown}; there are {list(GROUPS)}, and always posterior."
+        )
     impossible = {}
     if layout.flat:
         impossible["prior"] = f"the sites {list(layout.flat)} have no prior to draw from"
