@@ -11,6 +11,16 @@ from jaxtyping import PRNGKeyArray
 Key = PRNGKeyArray
 
 
+def is_integer(x: Any) -> bool:
+    """Say whether something is an integer of Python's; a truth value is none."""
+    return isinstance(x, int) and not isinstance(x, bool)
+
+
+def is_number(x: Any) -> bool:
+    """Say whether something is a real number of Python's; a truth value is none."""
+    return isinstance(x, (int, float)) and not isinstance(x, bool)
+
+
 def is_typed_key(x: Any) -> bool:
     """Say whether something is an array of typed random keys."""
     return hasattr(x, "dtype") and jnp.issubdtype(x.dtype, jax.dtypes.prng_key)

@@ -193,6 +193,7 @@ def test_rows_take_their_own_parameters_or_share_them(key):
     ("changes", "message"),
     [
         ({"K": 0}, "K counts steps.*got 0"),
+        ({"K": True}, "K counts steps.*got True"),
         ({"eta_max": -1.0}, "eta_max bounds.*got -1.0"),
         ({"eta_init": 0.4}, "eta_init is a step size.*eta_max = 0.4.*got 0.4"),
         ({"eta_init": 0.0}, "eta_init is a step size.*got 0.0"),

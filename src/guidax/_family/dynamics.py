@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Array, DTypeLike, Float, Int
 
 from .._numerics import inverse_softplus
+from .._types import is_integer, is_number
 from .dais_kernel import Gradient, dais
 
 _SHARPNESS = 50.0  # of the corners of the step size's clip
@@ -157,23 +158,23 @@ def check_options(
     Raises:
         ValueError: If one is.
     """
-    if not (isinstance(K, int) and K >= 1):
+    if not (is_integer(K) and K >= 1):
         raise ValueError(f"K counts steps, so it is a positive integer; got {K!r}. Try 4.")
-    if not 0 < eta_max < float("inf"):
+    if not (is_number(eta_max) and 0 < eta_max < float("inf")):
         raise ValueError(
             f"eta_max bounds the step sizes, so it is a positive number; got {eta_max!r}. Try 0.1."
         )
-    if not 0 < eta_init < eta_max:
+    if not (is_number(eta_init) and 0 < eta_init < eta_max):
         raise ValueError(
             f"eta_init is a step size, so it lies between 0 and eta_max = {eta_max!r}, without "
             f"them; got {eta_init!r}. Try a tenth of eta_max."
         )
-    if not 0 < gamma_init < 1:
+    if not (is_number(gamma_init) and 0 < gamma_init < 1):
         raise ValueError(
             "gamma_init is the share of a momentum that is kept, so it lies between 0 and 1, "
             f"without them; got {gamma_init!r}. Try 0.9."
         )
-    if max_kick is not None and not 0 < max_kick < float("inf"):
+    if max_kick is not None and not (is_number(max_kick) and 0 < max_kick < float("inf")):
         raise ValueError(
             f"max_kick bounds a change of momentum, so it is a positive number, or None for no "
             f"bound; got {max_kick!r}. Try 5."

@@ -16,7 +16,7 @@ from .._model.start import Start
 from .._model.tfp_normal import low_rank_normal
 from .._model.trace import LatentSpec
 from .._numerics import filled_like, log_normal
-from .._types import Key
+from .._types import Key, is_integer
 from .flat import AbstractFlatNormal, standard_normal
 from .normal import SCALE_UNIT, raw_scale_of, units_of_normal
 from .vector import ravel, require_shared_axes
@@ -145,7 +145,7 @@ def rank_of(rank: int | None, dim: int) -> int:
     """
     if rank is None:
         return max(1, round(math.sqrt(dim)))
-    if not (isinstance(rank, int) and 1 <= rank <= dim):
+    if not (is_integer(rank) and 1 <= rank <= dim):
         raise ValueError(
             f"rank counts columns of the factor, so it lies between 1 and the dimension {dim}; got "
             f"{rank!r}."

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, DTypeLike, Float
 
 from .._model.trace import LatentSpec
+from .._types import is_integer
 
 
 def size_of(sites: Sequence[LatentSpec]) -> int:
@@ -72,7 +73,7 @@ def require_shared_axes(sites: Sequence[LatentSpec], batch_ndim: int) -> None:
     Raises:
         ValueError: If they do not.
     """
-    if not (isinstance(batch_ndim, int) and batch_ndim >= 0):
+    if not (is_integer(batch_ndim) and batch_ndim >= 0):
         raise ValueError(f"batch_ndim counts leading axes, so it is 0 or more; got {batch_ndim!r}.")
     shapes = {s.name: s.shape for s in sites}
     first = next(iter(shapes.values()))

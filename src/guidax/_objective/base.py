@@ -18,7 +18,7 @@ from .._model.batch import Batch, as_batch
 from .._model.model import AbstractModel
 from .._model.target import Block, Draw, Target
 from .._numerics import all_finite
-from .._types import Key
+from .._types import Key, is_integer
 
 
 class AbstractObjective(eqx.Module):
@@ -160,5 +160,5 @@ def require_particles(num_particles: Any) -> None:
     Raises:
         ValueError: If it is not one.
     """
-    if not (isinstance(num_particles, int) and num_particles >= 1):
+    if not (is_integer(num_particles) and num_particles >= 1):
         raise ValueError(f"num_particles is a positive integer; got {num_particles!r}.")
