@@ -162,9 +162,14 @@ def base_of(start: Start, base_dist: Base, init_scale: float, key: Key) -> Abstr
         raise _no_base(base_dist)
     own = {s.name: s for s in family.sites}
     for site in start.structure.latents:
-        if own.get(site.name) != site:
+        if site.name not in own:
             raise ValueError(
-                f"base_dist draws {own.get(site.name)}, but the model has {site}: build it on the "
+                f"base_dist does not draw {site.name!r}, a latent of the model: build it on the "
+                "same model."
+            )
+        if own[site.name] != site:
+            raise ValueError(
+                f"base_dist draws {own[site.name]}, but the model has {site}: build it on the "
                 "same model and arguments of the same shapes."
             )
     if extra := sorted(own.keys() - {s.name for s in start.structure.latents}):
