@@ -10,6 +10,7 @@ which other programs on the machine only add.
 """
 
 import argparse
+import dataclasses
 import json
 
 import distrax
@@ -51,6 +52,7 @@ def loss_by_hand(p, key, X, y):
     noise = random.normal(keys[1], (K, *eps.shape))
     log_q = jnp.sum(-0.5 * eps**2 - 0.5 * jnp.log(2 * jnp.pi) - jnp.log(scale))
     increments = jnp.cumsum(softplus(p["raw_increments"]))
+    temperatures = jnp.exp(p["raw_last"]) * increments / increments[-1]
     raw = p["raw_step_size"]
     eta = ETA_MAX * (softplus(50 * raw) - softplus(50 * (raw - 1))) / 50
     keep = jnp.where(jnp.arange(K) > 0, jax.nn.sigmoid(p["raw_damping"]), 0.0)
@@ -68,7 +70,7 @@ def loss_by_hand(p, key, X, y):
         return (half + 0.5 * eta * speed * w, w, factor), None
 
     first = (p["loc"] + scale * eps, jnp.zeros_like(eps), 0.0)
-    inputs = (noise, eta, increments / increments[-1], keep)
+    inputs = (noise, eta, temperatures, keep)
     (z, _, factor), _ = lax.scan(step, first, inputs)
     return log_q + factor - log_joint(z, X, y)
 
@@ -89,7 +91,7 @@ def loop(loss):
 
 def start_by_hand(guide):
     base, moves = guide.family.base, guide.family.dynamics
-    names = ("raw_speed", "raw_gain", "raw_increments", "raw_step_size", "raw_damping")
+    names = [each.name for each in dataclasses.fields(moves) if each.name.startswith("raw_")]
     return {name: getattr(moves, name) for name in names} | {
         "loc": base.loc,
         "raw_scale": base.raw_scale,

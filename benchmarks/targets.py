@@ -41,6 +41,7 @@ class Row(NamedTuple):
 
     name: str
     options: dict = {}
+    fitted_base: bool = False  # whether its base is fitted first
     in_numpyro: bool = True  # whether NumPyro has a guide of this name and these options
     targets: tuple = tuple(TARGETS)  # that the guide is for
 
@@ -57,10 +58,12 @@ ROWS = {
     "AutoNSFNormal": Row("AutoNSFNormal", in_numpyro=False),
     "AutoDAIS K=4": Row("AutoDAIS"),
 }
+BASES = {"diagonal": gx.AutoDiagonalNormal, "cholesky": gx.AutoMultivariateNormal}
 _cholesky = {"base_dist": "cholesky"}
 _unit = {"eta_max": 1.0}
 _whitened = {"whiten": True}
 _kick = {"max_kick": 5.0}
+_far = _whitened | _unit | _kick
 _flow = {"base_dist": gx.AutoIAFNormal}
 for _k in (8, 32):
     for _label, _options in {
@@ -73,8 +76,8 @@ for _k in (8, 32):
         " whitened eta_max=1": _whitened | _unit,
         " cholesky whitened": _cholesky | _whitened,
         " cholesky whitened eta_max=1": _cholesky | _whitened | _unit,
-        " cholesky whitened eta_max=1 max_kick=5": _cholesky | _whitened | _unit | _kick,
-        " IAF whitened eta_max=1 max_kick=5": _flow | _whitened | _unit | _kick,
+        " cholesky whitened eta_max=1 max_kick=5": _cholesky | _far,
+        " IAF whitened eta_max=1 max_kick=5": _flow | _far,
     }.items():
         ROWS[f"AutoDAIS{_label} K={_k}"] = Row(
             "AutoDAIS",
@@ -86,16 +89,43 @@ for _label, _options in {"": {}, " cholesky": _cholesky}.items():
     ROWS[f"AutoSurrogateLikelihoodDAIS{_label} K=8"] = Row(
         "AutoSurrogateLikelihoodDAIS", {"K": 8} | _options, targets=_regressions
     )
+for _label, _options in {
+    "": {},
+    " cholesky": _cholesky,
+    " cholesky whitened eta_max=1 max_kick=5": _cholesky | _far,
+    " IAF whitened eta_max=1 max_kick=5": _flow | _far,
+}.items():
+    ROWS[f"AutoDAIS fitted{_label} K=8"] = Row(
+        "AutoDAIS", {"K": 8} | _options, fitted_base=True, in_numpyro=False
+    )
+for _label, _options in {"": {}, " cholesky": _cholesky}.items():
+    ROWS[f"AutoSurrogateLikelihoodDAIS fitted{_label} K=8"] = Row(
+        "AutoSurrogateLikelihoodDAIS",
+        {"K": 8} | _options,
+        fitted_base=True,
+        in_numpyro=False,
+        targets=_regressions,
+    )
 ROWS["AutoSemiDAIS K=8"] = Row("AutoSemiDAIS", {"K": 8}, targets=("seeds",))
 
 
-def guidax_constructor(row, model, data):
+def guidax_constructor(row, model, data, steps):
     """Return a function of model, data and key."""
     constructor = functools.partial(getattr(gx, row.name), **row.options)
+    if row.fitted_base:
+        plain = guidax_constructor(row._replace(fitted_base=False), model, data, steps)
+        base = BASES.get(row.options.get("base_dist", "diagonal"), row.options.get("base_dist"))
+
+        def from_fitted_base(model, *args, key):
+            keys = random.split(key)
+            fitted = fit(keys[1], base(model, *args, key=keys[0]), args, steps)
+            return plain(fitted.model, *args, key=keys[0], base_dist=fitted)
+
+        return from_fitted_base
     if row.name == "AutoSurrogateLikelihoodDAIS":
         surrogate, half = gx.from_numpyro(surrogate_of(model)), gx.Batch(*(x[::2] for x in data))
-        return lambda model, *args, key: constructor(
-            model, surrogate, *args, key=key, surrogate=half
+        return lambda model, *args, **options: constructor(
+            model, surrogate, *args, surrogate=half, **options
         )
     if row.name == "AutoSemiDAIS":
         return functools.partial(constructor, subsample_plate="plates")
@@ -129,6 +159,12 @@ def optimizer_for(steps):
     )
 
 
+def fit(key, start, data, steps):
+    """Return the guide after the steps that every guide here gets."""
+    options = {"optimizer": optimizer_for(steps), "objective": gx.ELBO(num_particles=PARTICLES)}
+    return gx.fit(key, start, *data, steps=steps, progress=False, **options).guide
+
+
 def mean_elbo(loss_of, key):
     """Return minus the mean loss over many draws, some at a time."""
     keys = random.split(key, (ELBO_DRAWS // AT_ONCE, AT_ONCE))
@@ -137,16 +173,14 @@ def mean_elbo(loss_of, key):
 
 def elbos_of_guidax(constructor, model, data, steps, seeds):
     """Return the ELBO after each seed's fit, and the guides that they started from."""
-    numpyro_model, optimizer = gx.from_numpyro(model), optimizer_for(steps)
-    objective = gx.ELBO(num_particles=PARTICLES)
+    numpyro_model = gx.from_numpyro(model)
 
     @jax.jit
     @jax.vmap
     def fitted(key):
         keys = random.split(key, 3)
         start = constructor(numpyro_model, *data, key=keys[0])
-        options = {"optimizer": optimizer, "objective": objective, "progress": False}
-        guide = gx.fit(keys[1], start, *data, steps=steps, **options).guide
+        guide = fit(keys[1], start, data, steps)
         if isinstance(guide, gx.AutoLaplaceApproximation):
             guide = guide.laplace(*data)
         return mean_elbo(lambda k: gx.ELBO()(guide, k, *data), keys[2]), start
@@ -216,7 +250,7 @@ def measure(target_name, label, data, options):
     """Return one row of the table."""
     spec = ROWS[label]
     target = TARGETS[target_name]
-    constructor = guidax_constructor(spec, target.model, data)
+    constructor = guidax_constructor(spec, target.model, data, options.steps)
     row = {"target": target_name, "guide": label}
     begun = time.perf_counter()
     elbos, starts = elbos_of_guidax(constructor, target.model, data, options.steps, options.seeds)

@@ -100,7 +100,7 @@ def elbos(guide, *args, count=4000):
 @pytest.mark.slow
 def test_the_elbo_grows_with_the_number_of_steps(key):
     found = []
-    for K in (1, 4, 16):
+    for K in (1, 2, 4):
         guide = gx.AutoDAIS(ridge, key=key, K=K, eta_max=0.5, eta_init=0.05)
         result = gx.fit(key, guide, steps=5_000, progress=False, objective=gx.ELBO(4))
         each = elbos(result.guide, count=20_000)
@@ -108,7 +108,17 @@ def test_the_elbo_grows_with_the_number_of_steps(key):
         assert each.mean() < 5 * error  # the evidence is one
         found.append(each.mean())
     mean_field = 2 * 0.5 * np.log(1 - 0.98**2)  # of the best independent normal
-    assert mean_field < found[0] - 0.1 < found[1] - 1 and found[1] < found[2]
+    assert mean_field < found[0] - 0.5 < found[1] - 1 and found[1] < found[2]
+
+
+def test_the_last_step_goes_on_moving(key):
+    """With a last temperature of one, noise shrinks that step to nothing: an ELBO of about -2.4."""
+    guide = gx.AutoDAIS(ridge, key=key, K=2, eta_max=0.5, eta_init=0.05)
+    result = gx.fit(key, guide, steps=3_000, progress=False, objective=gx.ELBO(4))
+    each = elbos(result.guide)
+    assert each.mean() > -1.0 + 5 * each.std() / len(each) ** 0.5
+    moves = result.guide.dynamics()
+    assert moves["step_size"][-1] > 0.1 and moves["temperatures"][-1] < 0.9
 
 
 def test_every_objective_takes_it(key):

@@ -131,6 +131,11 @@ def test_moves_that_numpyro_does_not_make_are_named(key):
     faster = eqx.tree_at(lambda g: g.family.dynamics.raw_speed, ours, jnp.array([1.0, 2.0, 3.0]))
     with pytest.raises(ValueError, match="speed one.*between 1.313 and 3.049"):
         gx.to_numpyro_params(faster, y)
+    hotter = eqx.tree_at(lambda g: g.family.dynamics.raw_last, ours, jnp.log(1.25))
+    with pytest.raises(ValueError, match=r"last temperature is one; this guide's is 1\.25\."):
+        gx.to_numpyro_params(hotter, y)
+    back = gx.from_numpyro_params(hotter, params, y)
+    np.testing.assert_array_equal(back.dynamics()["temperatures"][-1], 1.0)
     uneven = eqx.tree_at(
         lambda g: g.family.dynamics.raw_step_size, ours, jnp.array([0.1, 0.5, 0.2])
     )
@@ -231,6 +236,10 @@ def test_rows_that_numpyro_does_not_move_are_named(key):
     )
     with pytest.raises(ValueError, match=r"are \[0.05 +0.15\d* +0.05 *\] at the temperatures"):
         gx.to_numpyro_params(uneven)
+    last = jnp.zeros(4).at[2].set(jnp.log(0.5))
+    cooler = eqx.tree_at(lambda g: g.family.parts[1].dynamics.raw_last, ours, last)
+    with pytest.raises(ValueError, match=r"last temperature is one; this guide's is 0\.5\."):
+        gx.to_numpyro_params(cooler)
     with pytest.raises(ValueError, match="eta0.*eta_max = 0.3"):
         gx.from_numpyro_params(ours, params | {"auto_eta0": jnp.array([0.1, 0.4, 0.1, 0.1])})
     with pytest.raises(ValueError, match=r"'auto_z_0_loc' has shape \(3,\); the guide's is"):

@@ -52,7 +52,8 @@ def dais(
     M^-1/2` and `g = 1`, Hamilton's equation, whose energy error falls as the step size squared.
     NumPyro draws momenta from N(0, mass^2) and moves by `eta u / mass`: here `s = 1` and `g =
     1 / mass`. New against both: the momenta are whitened, so that speed and gain are parameters of
-    their own for each coordinate; step sizes are those of each step; the kick may be bounded.
+    their own for each coordinate; step sizes are those of each step; the kick may be bounded; the
+    last temperature need not be one.
 
     Args:
         grad_log_target: Gradient of log f, unnormalised, at `*batch` points at once: rows that are
@@ -64,7 +65,7 @@ def dais(
         speed: s, positive.
         gain: g, positive.
         damping: gamma, from 0 (momenta are drawn anew) to 1 (they are kept).
-        temperatures: beta, for each step, rising to 1.
+        temperatures: beta, for each step, rising to 1 or about 1.
         max_kick: c, if the change of a momentum is to be bounded: `c asinh(kick / c)` takes its
             place. Far from the target, where gradients are huge, it grows as a logarithm.
         recompute: Whether a derivative computes the gradients of each step again, so that of each

@@ -21,15 +21,21 @@ class Dynamics(eqx.Module):
     """Step sizes, temperatures, damping, speed and gain of `dais`, from parameters without bounds.
 
     Speed, gain and the temperatures' increments are softplus, and the temperatures the increments'
-    running sum over their total; the damping is logistic. The step size is a smooth clip, of slope
-    about one inside: a logistic map, flat near zero where step sizes start, hardly moves, and a
-    clip has no gradient beyond its bounds. Leading axes, if there are any, are those of rows that
-    have parameters of their own.
+    running sum over their total, times the last temperature, which is an exponential; the damping
+    is logistic. The step size is a smooth clip, of slope about one inside: a logistic map, flat
+    near zero where step sizes start, hardly moves, and a clip has no gradient beyond its bounds.
+    Leading axes, if there are any, are those of rows that have parameters of their own.
+
+    The last temperature starts at one, as it is in Zhang et al. 2021, and may leave it. At one, a
+    last step that keeps the energy adds nothing to the bound to first order in its size, so that
+    noise shrinks it to nothing. Geffner and Domke 2021 never move at one: their last temperature is
+    learned, below one.
 
     Attributes:
         raw_speed: Speed of each coordinate.
         raw_gain: Gain of each coordinate.
         raw_increments: Increment of the temperature at each step.
+        raw_last: Logarithm of the last temperature.
         raw_step_size: Step size of each step, in units of `eta_max`.
         raw_damping: Share of a momentum that is kept from step to step.
         eta_max: Bound of the step sizes.
@@ -40,6 +46,7 @@ class Dynamics(eqx.Module):
     raw_speed: Float[Array, "*rows dim"]
     raw_gain: Float[Array, "*rows dim"]
     raw_increments: Float[Array, "*rows steps"]
+    raw_last: Float[Array, "*rows"]
     raw_step_size: Float[Array, "*rows steps"]
     raw_damping: Float[Array, "*rows"]
     eta_max: float = eqx.field(static=True)
@@ -60,7 +67,7 @@ class Dynamics(eqx.Module):
         max_kick: float | None = None,
         recompute: bool = False,
     ) -> Dynamics:
-        """Return moves with speed and gain one and evenly spaced temperatures.
+        """Return moves with speed and gain one and evenly spaced temperatures up to one.
 
         Args:
             rows: Leading axes of rows that have parameters of their own.
@@ -86,6 +93,7 @@ class Dynamics(eqx.Module):
             raw_speed=full((dim,), one),
             raw_gain=full((dim,), one),
             raw_increments=full((K,), one),
+            raw_last=full((), 0.0),
             raw_step_size=full((K,), _inverse_soft_clip_of(eta_init / eta_max)),
             raw_damping=full((), math.log(gamma_init / (1 - gamma_init))),
             eta_max=float(eta_max),
@@ -104,9 +112,10 @@ class Dynamics(eqx.Module):
         Axes of rows come first, that of steps or coordinates last.
         """
         increments = jnp.cumsum(jax.nn.softplus(self.raw_increments), axis=-1)
+        shares = increments / increments[..., -1:]
         return {
             "step_size": self.eta_max * soft_clip(self.raw_step_size),
-            "temperatures": increments / increments[..., -1:],
+            "temperatures": shares * jnp.exp(self.raw_last)[..., None],
             "damping": jax.nn.sigmoid(self.raw_damping),
             "speed": jax.nn.softplus(self.raw_speed),
             "gain": jax.nn.softplus(self.raw_gain),

@@ -2,7 +2,7 @@
 
 NumPyro draws momenta `v ~ N(0, mass^2)` and moves by `eta v / mass`. With whitened momenta
 `u = v / mass` that is a speed of one and a gain of `1 / mass`. Its step sizes are
-`clip(eta0 + eta_coeff * temperature, 0, eta_max)`.
+`clip(eta0 + eta_coeff * temperature, 0, eta_max)`, and its last temperature is one.
 """
 
 from __future__ import annotations
@@ -66,6 +66,7 @@ def _moves_outward(moves: Dynamics, prefix: str, *, whiten: bool = False) -> dic
             "known inside a transformation: export outside of it."
         )
     values = moves.values()
+    _require_last_temperature_one(moves.raw_last)
     eta0, slope = _line(values["temperatures"], values["step_size"], values["speed"], moves.eta_max)
     increments = jax.nn.softplus(moves.raw_increments)
     return {
@@ -133,6 +134,7 @@ def _moves_inward(old: Dynamics, read: Read, prefix: str, *, whiten: bool = Fals
         raw_speed=filled_like(old.raw_speed, inverse_softplus_of(1.0)),
         raw_gain=inverse_softplus(1 / read(f"{prefix}_mass_matrix", old.raw_gain)),
         raw_increments=inverse_softplus(increments),
+        raw_last=jnp.zeros_like(old.raw_last),
         raw_step_size=inverse_soft_clip(jnp.clip(line / old.eta_max, tiny, 1 - tiny)),
         raw_damping=jnp.log(gamma) - jnp.log1p(-gamma),
         eta_max=old.eta_max,
@@ -183,6 +185,21 @@ def _require_plain(moves: Dynamics, *, whiten: bool) -> None:
     }
     if said := [what for what, differs in differing.items() if differs]:
         raise ValueError(f"NumPyro's annealed guides have no {' and no '.join(said)}.")
+
+
+def _require_last_temperature_one(raw_last: Array) -> None:
+    """Refuse moves that end at another temperature, be it those of one row.
+
+    Raises:
+        ValueError: If these do.
+    """
+    logs = np.ravel(np.asarray(raw_last, float))
+    worst = logs[np.argmax(np.abs(logs))]
+    if worst:
+        raise ValueError(
+            f"NumPyro's last temperature is one; this guide's is {np.exp(worst):.4g}. Train with "
+            "raw_last fixed (fit(trainable=...)) to export."
+        )
 
 
 def _line(
