@@ -31,11 +31,23 @@ def is_key(x: Any) -> bool:
     return is_typed_key(x) or (getattr(x, "dtype", None) == jnp.uint32 and x.ndim > 0)
 
 
-def require_key(who: str, key: Any) -> None:
-    """Check that a random key comes first.
+def require_key(who: str, key: Any, what: str = "a random key first,") -> None:
+    """Check that a random key has been given, and one only.
+
+    Args:
+        who: What takes it.
+        key: What has been given.
+        what: In which place it is taken.
 
     Raises:
-        TypeError: If it does not.
+        TypeError: If it is no key, or an array of several.
     """
     if not is_key(key):
-        raise TypeError(f"{who} takes a random key first, such as jax.random.key(0); got {key!r}.")
+        is_array = hasattr(key, "dtype") and hasattr(key, "shape")
+        got = f"an array of {key.dtype} of shape {key.shape}" if is_array else repr(key)
+        raise TypeError(f"{who} takes {what} such as jax.random.key(0); got {got}.")
+    if shape := key.shape if is_typed_key(key) else key.shape[:-1]:
+        raise TypeError(
+            f"{who} takes one random key; got an array of keys of shape {shape}. Pass one of them, "
+            "or go over them with jax.vmap."
+        )

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import guidax as gx
-from assertions import distance, precision
+from assertions import distance, precision, refused_type
 from models import ConjugateNormal, Oracle, regression, regression_data, triangle
 from registry import every_density, every_distribution, every_guide, fitted_as_distribution
 
@@ -128,6 +128,24 @@ def test_median_and_quantiles(entry, guides, key):
     assert distance(guide.quantiles(0.3, X, y), guide.quantiles(0.3, X, y)) == 0.0
     with pytest.raises(ValueError, match="between 0 and 1"):
         guide.quantiles([0.5, 1.5], X, y)
+
+
+def test_methods_take_one_random_key(key):
+    guide = gx.AutoNormal(ConjugateNormal.model, jnp.asarray(ConjugateNormal.y), key=key)
+    several, data = jax.random.split(key, 3), jnp.asarray(ConjugateNormal.y)
+    words = jax.random.PRNGKey(0)
+    for draw in (guide.sample_posterior, guide.sample_and_log_prob):
+        with refused_type(f"{draw.__name__} takes a random key first, .*; got an array of"):
+            draw(data)
+        for keys in (several, jax.random.key_data(several)):
+            with refused_type(r"got an array of keys of shape \(3,\)"):
+                draw(keys, data)
+        assert draw(words, data)
+    for summary in (guide.median, lambda data, key: guide.quantiles(0.5, data, key=key)):
+        with refused_type("takes key=, a random key such as .*; got 0"):
+            summary(data, key=0)
+        with refused_type(r"one random key; got an array of keys"):
+            summary(data, key=several)
 
 
 @every_guide

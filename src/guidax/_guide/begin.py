@@ -15,7 +15,7 @@ from .._model.indices import check_rows, with_named_rows
 from .._model.program import as_model
 from .._model.start import Start, find_start
 from .._model.strategies import as_strategy, init_to_value
-from .._types import Key, is_key
+from .._types import Key, require_key
 
 
 def begin(
@@ -65,11 +65,7 @@ def begin(
                 "rows of plates are those of the whole, so give it to that one."
             )
         return model
-    if not is_key(key):
-        raise TypeError(
-            f"{constructor.__name__} takes key=, a random key such as jax.random.key(0); got "
-            f"{key!r}."
-        )
+    require_key(constructor.__name__, key, "key=, a random key")
     model = as_model(model)
     batch = as_batch(model, args, kwargs, options_of(constructor.__init__))
     batch = with_named_rows(model, batch, create_plates)

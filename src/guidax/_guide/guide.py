@@ -22,7 +22,7 @@ from .._model.structure import describe
 from .._model.target import Target
 from .._model.trace import Plate, Structure
 from .._numerics import all_finite, is_traced
-from .._types import Key
+from .._types import Key, require_key
 from . import evaluate
 
 
@@ -93,10 +93,12 @@ class AutoGuide(eqx.Module):
             Site to constrained values of shape `sample_shape + site shape`.
 
         Raises:
-            TypeError: If the arguments do not fit the model.
+            TypeError: If one random key does not come first, or the arguments do not fit the
+                model.
             ValueError: If `sites` names a site that the guide does not hold, if arguments are left
                 out that are needed, or if a batch cannot hold every row of a plate.
         """
+        require_key("sample_posterior", key)
         options = options_of(AutoGuide.sample_posterior)
         batch, names = self._request(args, kwargs, options, sites)
         shape = _shape(sample_shape)
@@ -121,6 +123,7 @@ class AutoGuide(eqx.Module):
             The draws, and log q of each in constrained space, of shape `sample_shape`: the log
             importance weight is `gx.log_joint(guide.model, draws, *args) - log_q`.
         """
+        require_key("sample_and_log_prob", key)
         options = options_of(AutoGuide.sample_and_log_prob)
         batch, names = self._request(args, kwargs, options, sites)
         shape = _shape(sample_shape)
@@ -164,7 +167,7 @@ class AutoGuide(eqx.Module):
             Site to medians, of the site's shape.
         """
         batch, names = self._request(args, kwargs, options_of(AutoGuide.median), None)
-        key = random.key(0) if key is None else key
+        key = _key_of("median", key)
         level, guide = jnp.asarray(0.5, float), self._settled(batch)
         return evaluate.quantiles(guide, level, key, batch, names, num_samples)
 
@@ -194,11 +197,12 @@ class AutoGuide(eqx.Module):
             Site to quantiles, of shape `q.shape + site shape`.
 
         Raises:
+            TypeError: If `key` is not one random key, or the arguments do not fit the model.
             ValueError: If a level is not between 0 and 1, or arguments are left out that are
                 needed.
         """
         batch, names = self._request(args, kwargs, options_of(AutoGuide.quantiles), None)
-        key = random.key(0) if key is None else key
+        key = _key_of("quantiles", key)
         levels, guide = _levels(q), self._settled(batch)
         return evaluate.quantiles(guide, levels, key, batch, names, num_samples)
 
@@ -359,6 +363,14 @@ class AutoContinuous(AutoGuide):
             family = self._settled(batch).family
         assert isinstance(family, AbstractFlat)
         return family
+
+
+def _key_of(who: str, key: Key | None) -> Key:
+    """Return the key of a method that needs none, so that two calls agree."""
+    if key is None:
+        return random.key(0)
+    require_key(who, key, "key=, a random key")
+    return key
 
 
 def _shape(sample_shape: Any) -> tuple[int, ...]:

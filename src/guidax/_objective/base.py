@@ -18,7 +18,7 @@ from .._model.batch import Batch, as_batch
 from .._model.model import AbstractModel
 from .._model.target import Block, Draw, Target
 from .._numerics import all_finite
-from .._types import Key, is_integer
+from .._types import Key, is_integer, require_key
 
 
 class AbstractObjective(eqx.Module):
@@ -56,7 +56,8 @@ class AbstractObjective(eqx.Module):
             One number, in nats.
 
         Raises:
-            TypeError: If no guide comes first, or the arguments do not fit the model.
+            TypeError: If no guide comes first or no random key second, or the arguments do not fit
+                the model.
             ValueError: If parameters of the guide and rows of the arguments would not match, or a
                 latent has no value.
         """
@@ -65,6 +66,7 @@ class AbstractObjective(eqx.Module):
                 f"an objective takes a guide, then a random key; got {type(guide).__name__} and "
                 f"{type(key).__name__}."
             )
+        require_key("an objective", key, "a guide, then a random key")
         batch = guide.admit(as_batch(guide.model, args, kwargs))
         return _evaluate(self, guide, key, batch)
 
