@@ -51,3 +51,22 @@ def require_key(who: str, key: Any, what: str = "a random key first,") -> None:
             f"{who} takes one random key; got an array of keys of shape {shape}. Pass one of them, "
             "or go over them with jax.vmap."
         )
+
+
+def positive(name: str, number: Any) -> int:
+    """Return a number of draws.
+
+    Raises:
+        TypeError: If it is no integer.
+        ValueError: If it is less than 1.
+    """
+    if isinstance(number, bool) or not hasattr(number, "__index__"):
+        raise TypeError(f"{name} is a Python integer, since shapes depend on it; got {number!r}.")
+    if number < 1:
+        raise ValueError(f"{name} counts draws, so it is positive; got {number}.")
+    return int(number)
+
+
+def positive_or_none(name: str, number: Any) -> int | None:
+    """Return a number of draws, or None; errors as of `positive`."""
+    return None if number is None else positive(name, number)

@@ -148,6 +148,31 @@ def test_methods_take_one_random_key(key):
             summary(data, key=several)
 
 
+def test_numbers_of_draws_are_positive_integers(key):
+    y = jnp.asarray(ConjugateNormal.y)
+    guide = gx.AutoNormal(ConjugateNormal.model, y, key=key)
+    for bad in (2.5, None, "many", True):
+        with refused_type(f"num_samples is a Python integer, .*; got {bad!r}"):
+            guide.median(y, num_samples=bad)
+        with refused_type(f"num_samples is a Python integer, .*; got {bad!r}"):
+            gx.diagnose(key, guide, y, num_samples=bad)
+    for bad in (0, -1):
+        with pytest.raises(ValueError, match=f"num_samples counts draws, .*; got {bad}"):
+            guide.quantiles(0.5, y, num_samples=bad)
+        with pytest.raises(ValueError, match=f"batch_size counts draws, .*; got {bad}"):
+            guide.sample_posterior(key, y, sample_shape=(3,), batch_size=bad)
+    with refused_type(r"batch_size is a Python integer, .*; got 2.5"):
+        guide.sample_posterior(key, y, sample_shape=(3,), batch_size=2.5)
+    for bad in (5, (2.5,), "ab"):
+        with refused_type(r"sample_shape is a tuple of sizes, like \(1000,\); got"):
+            guide.sample_posterior(key, y, sample_shape=bad)
+    with pytest.raises(ValueError, match=r"sample_shape is a tuple of sizes; got \(-1,\)"):
+        guide.sample_posterior(key, y, sample_shape=(-1,))
+    for bad in (None, "half"):
+        with refused_type(f"quantile levels are numbers between 0 and 1; got {bad!r}"):
+            guide.quantiles(bad, y)
+
+
 @every_guide
 def test_arguments_left_out(entry, guides, key):
     guide = guides(entry)

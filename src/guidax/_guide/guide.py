@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -22,7 +23,7 @@ from .._model.structure import describe
 from .._model.target import Target
 from .._model.trace import Plate, Structure
 from .._numerics import all_finite, is_traced
-from .._types import Key, require_key
+from .._types import Key, positive, positive_or_none, require_key
 from . import evaluate
 
 
@@ -93,16 +94,17 @@ class AutoGuide(eqx.Module):
             Site to constrained values of shape `sample_shape + site shape`.
 
         Raises:
-            TypeError: If one random key does not come first, or the arguments do not fit the
-                model.
-            ValueError: If `sites` names a site that the guide does not hold, if arguments are left
-                out that are needed, or if a batch cannot hold every row of a plate.
+            TypeError: If one random key does not come first, if the arguments do not fit the model,
+                or if another argument is of the wrong kind.
+            ValueError: If a number is not positive, if `sites` names a site that the guide does not
+                hold, if arguments are left out that are needed, or if a batch cannot hold every row
+                of a plate.
         """
         require_key("sample_posterior", key)
         options = options_of(AutoGuide.sample_posterior)
         batch, names = self._request(args, kwargs, options, sites)
         shape = _shape(sample_shape)
-        guide, size = self._settled(batch), _positive(batch_size)
+        guide, size = self._settled(batch), positive_or_none("batch_size", batch_size)
         return evaluate.sample(guide, key, batch, shape, names, size)[0]
 
     def sample_and_log_prob(
@@ -127,7 +129,7 @@ class AutoGuide(eqx.Module):
         options = options_of(AutoGuide.sample_and_log_prob)
         batch, names = self._request(args, kwargs, options, sites)
         shape = _shape(sample_shape)
-        guide, size = self._settled(batch), _positive(batch_size)
+        guide, size = self._settled(batch), positive_or_none("batch_size", batch_size)
         return evaluate.sample(guide, key, batch, shape, names, size)
 
     def log_prob(
@@ -167,9 +169,9 @@ class AutoGuide(eqx.Module):
             Site to medians, of the site's shape.
         """
         batch, names = self._request(args, kwargs, options_of(AutoGuide.median), None)
-        key = _key_of("median", key)
+        key, number = _key_of("median", key), positive("num_samples", num_samples)
         level, guide = jnp.asarray(0.5, float), self._settled(batch)
-        return evaluate.quantiles(guide, level, key, batch, names, num_samples)
+        return evaluate.quantiles(guide, level, key, batch, names, number)
 
     def quantiles(
         self,
@@ -197,14 +199,15 @@ class AutoGuide(eqx.Module):
             Site to quantiles, of shape `q.shape + site shape`.
 
         Raises:
-            TypeError: If `key` is not one random key, or the arguments do not fit the model.
-            ValueError: If a level is not between 0 and 1, or arguments are left out that are
-                needed.
+            TypeError: If `key` is not one random key, `num_samples` is no integer, or the arguments
+                do not fit the model.
+            ValueError: If a level is not between 0 and 1, `num_samples` is less than 1, or
+                arguments are left out that are needed.
         """
         batch, names = self._request(args, kwargs, options_of(AutoGuide.quantiles), None)
-        key = _key_of("quantiles", key)
+        key, number = _key_of("quantiles", key), positive("num_samples", num_samples)
         levels, guide = _levels(q), self._settled(batch)
-        return evaluate.quantiles(guide, levels, key, batch, names, num_samples)
+        return evaluate.quantiles(guide, levels, key, batch, names, number)
 
     def param_values(self, /, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Return the current values of the `param` sites, of the model and of `gx.program`s.
@@ -375,7 +378,7 @@ def _key_of(who: str, key: Key | None) -> Key:
 
 def _shape(sample_shape: Any) -> tuple[int, ...]:
     try:
-        shape = tuple(int(n) for n in sample_shape)
+        shape = tuple(operator.index(n) for n in sample_shape)
     except TypeError:
         raise TypeError(
             f"sample_shape is a tuple of sizes, like (1000,); got {sample_shape!r}."
@@ -385,14 +388,11 @@ def _shape(sample_shape: Any) -> tuple[int, ...]:
     return shape
 
 
-def _positive(batch_size: int | None) -> int | None:
-    if batch_size is not None and batch_size < 1:
-        raise ValueError(f"batch_size counts draws, so it is positive; got {batch_size}.")
-    return batch_size
-
-
 def _levels(q: ArrayLike | Sequence[float]) -> Array:
-    levels = jnp.asarray(q, float)
+    try:
+        levels = jnp.asarray(q, float)
+    except (TypeError, ValueError):
+        raise TypeError(f"quantile levels are numbers between 0 and 1; got {q!r}.") from None
     if not is_traced(levels) and not bool(jnp.all((levels >= 0) & (levels <= 1))):
         raise ValueError(f"quantile levels lie between 0 and 1; got {q}.")
     return levels

@@ -27,8 +27,7 @@ from .._model.structure import describe
 from .._numerics import is_traced
 from .._objective.base import AbstractObjective
 from .._objective.elbo import ELBO
-from .._types import Key, require_key
-from .runs import positive
+from .._types import Key, positive, positive_or_none, require_key
 from .simulated import Simulated, simulate
 
 _SIGNIFICANT = 0.01  # of all tests together
@@ -256,9 +255,9 @@ def calibrate(
     plan = _Plan(
         constructor=Static(constructor),
         observe=names,
-        num_replications=_positive("num_replications", num_replications),
-        num_draws=_positive("num_draws", num_draws),
-        batch_size=positive("batch_size", batch_size),
+        num_replications=positive("num_replications", num_replications),
+        num_draws=positive("num_draws", num_draws),
+        batch_size=positive_or_none("batch_size", batch_size),
         steps=steps,
         optimizer=Static(optimizer),
         schedule=Static(learning_rate) if callable(learning_rate) else None,
@@ -345,12 +344,6 @@ def _require_simulable(model: AbstractModel, batch: Batch, observe: tuple[str, .
                 f"plate {p.name!r} holds {p.rows} of {p.size} rows: simulated data have all of "
                 "them, so write the model without subsample_size for a calibration."
             )
-
-
-def _positive(name: str, number: int) -> int:
-    found = positive(name, number)
-    assert found is not None
-    return found
 
 
 def _rate(learning_rate: Any) -> Float[Array, ""]:

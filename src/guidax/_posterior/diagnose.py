@@ -19,9 +19,8 @@ from .._guide.guide import AutoGuide
 from .._model.batch import Batch, as_batch, options_of
 from .._model.target import Draw
 from .._numerics import is_traced
-from .._types import Key, require_key
+from .._types import Key, positive, positive_or_none, require_key
 from .pareto import smooth
-from .runs import positive
 from .whole import whole_indices
 
 _CLOSE, _COVERS, _HAS_MEAN = 0.5, 0.7, 1.0  # of k-hat
@@ -109,7 +108,6 @@ class Diagnosis(eqx.Module):
         """
         self._require_one()
         number = positive("num_samples", num_samples)
-        assert number is not None
         weights = jnp.exp(self.smoothed_log_weights)
         chosen = random.choice(key, self.num_samples, (number,), p=weights)
         return {name: x[chosen] for name, x in self.draws.items()}
@@ -259,8 +257,8 @@ def diagnose(
             f"{type(guide).__name__}."
         )
     require_key("diagnose", key)
-    number, at_a_time = positive("num_samples", num_samples), positive("batch_size", batch_size)
-    assert number is not None
+    number = positive("num_samples", num_samples)
+    at_a_time = positive_or_none("batch_size", batch_size)
     batch = guide.admit(as_batch(guide.model, args, kwargs, options_of(diagnose)))
     return _diagnose(guide._settled(batch), key, batch, number, at_a_time)
 

@@ -18,8 +18,8 @@ from .._model.log_density import LogDensity
 from .._model.model import AbstractModel
 from .._model.target import NOTHING, site_entries
 from .._model.trace import Site, Trace
-from .._types import Key
-from .runs import as_draws, check_batch, model_of, over_draws, positive, require_known_order
+from .._types import Key, positive_or_none
+from .runs import as_draws, check_batch, model_of, over_draws, require_known_order
 
 
 def log_likelihood(
@@ -60,7 +60,7 @@ def log_likelihood(
             "in the model language, with gx.sample(..., obs=)."
         )
     batch = as_batch(model, args, kwargs, options_of(log_likelihood))
-    size = positive("batch_size", batch_size)
+    size = positive_or_none("batch_size", batch_size)
     batch = check_batch(model, batch)
     require_known_order(model, draws, batch)
     return _log_likelihood(model, draws, batch, size)

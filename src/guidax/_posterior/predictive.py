@@ -14,13 +14,12 @@ from jaxtyping import Array
 from .._model.batch import Batch, as_batch
 from .._model.model import AbstractModel
 from .._model.trace import Trace
-from .._types import Key, require_key
+from .._types import Key, positive_or_none, require_key
 from .runs import (
     as_draws,
     check_batch,
     model_of,
     over_draws,
-    positive,
     require_known_order,
 )
 
@@ -80,9 +79,9 @@ class Predictive(eqx.Module):
             raise TypeError(f"sites takes a list of names; got {sites!r}.")
         self.model = model_of(model)
         self.draws = as_draws(draws)
-        self.num_samples = positive("num_samples", num_samples)
+        self.num_samples = positive_or_none("num_samples", num_samples)
         self.sites = None if sites is None else tuple(sites)
-        self.batch_size = positive("batch_size", batch_size)
+        self.batch_size = positive_or_none("batch_size", batch_size)
         if self.draws and num_samples is not None:
             raise ValueError(
                 "the leading axes of draws say how many predictions there are: leave num_samples "

@@ -50,22 +50,6 @@ def as_draws(draws: Mapping[str, ArrayLike] | None) -> dict[str, Array]:
     return {name: strong(value) for name, value in (draws or {}).items()}
 
 
-def positive(name: str, number: int | None) -> int | None:
-    """Return a number of draws, or None.
-
-    Raises:
-        TypeError: If it is no integer.
-        ValueError: If it is less than 1.
-    """
-    if number is None:
-        return None
-    if isinstance(number, bool) or not hasattr(number, "__index__"):
-        raise TypeError(f"{name} is a Python integer, since shapes depend on it; got {number!r}.")
-    if number < 1:
-        raise ValueError(f"{name} counts draws, so it is positive; got {number}.")
-    return int(number)
-
-
 def check_batch(model: AbstractModel, batch: Batch) -> Batch:
     """Return the batch, if the rows that it names exist.
 

@@ -17,9 +17,8 @@ from .._family.vector import dtype_of, size_of
 from .._guide.guide import AutoGuide
 from .._model.batch import Batch, as_batch
 from .._model.target import Draw
-from .._types import Key, require_key
+from .._types import Key, positive, positive_or_none, require_key
 from .mass import covariance_root
-from .runs import positive
 from .whole import whole_indices
 
 Position = TypeVar("Position")
@@ -111,7 +110,7 @@ class UnconstrainedDensity(AbstractSamplerDensity[dict[str, Array]]):
     def initial(self, key: Key, num_chains: int | None = None) -> dict[str, Array]:
         """Draw unconstrained latents from the guide."""
         require_key("initial", key)
-        return _draws(self, key, positive("num_chains", num_chains))
+        return _draws(self, key, positive_or_none("num_chains", num_chains))
 
     def inverse_mass_matrix(
         self,
@@ -222,7 +221,7 @@ class NeuTraDensity(AbstractSamplerDensity[Array]):
     def initial(self, key: Key, num_chains: int | None = None) -> Array:
         """Draw standard normal noise."""
         require_key("initial", key)
-        number = positive("num_chains", num_chains)
+        number = positive_or_none("num_chains", num_chains)
         shape = self._shape if number is None else (number, *self._shape)
         return random.normal(key, shape, dtype_of(self.guide.family.sites))
 

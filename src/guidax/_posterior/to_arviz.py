@@ -21,10 +21,10 @@ from .._model.messages import broadcast_sample
 from .._model.model import AbstractModel
 from .._model.target import Draw, Target
 from .._model.trace import Site, Trace
-from .._types import Key, require_key
+from .._types import Key, positive, positive_or_none, require_key
 from .labelled import Labels, Layout, is_datum, lay_out, named_arrays, without
 from .log_likelihood import entries_of
-from .runs import check_batch, over_draws, positive
+from .runs import check_batch, over_draws
 
 GROUPS = (
     "posterior_predictive",
@@ -90,8 +90,8 @@ def to_arviz(
     require_key("to_arviz", key)
     if not isinstance(guide, AutoGuide):
         raise TypeError(f"to_arviz takes a key, then a guide; got {type(guide).__name__}.")
-    size, at_once = positive("num_samples", num_samples), positive("batch_size", batch_size)
-    assert size is not None
+    size = positive("num_samples", num_samples)
+    at_once = positive_or_none("batch_size", batch_size)
     batch = as_batch(guide.model, args, kwargs, options_of(to_arviz))
     batch = check_batch(guide.model, batch)
     keys = random.split(key, 4)
