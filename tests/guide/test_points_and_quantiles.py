@@ -159,6 +159,18 @@ def test_quantiles_of_deterministic_sites_come_from_draws(key):
     np.testing.assert_allclose(found, stats.halfnorm.ppf(LEVELS), atol=0.05)
 
 
+def test_complex_sites_have_no_quantiles(key):
+    def model():
+        z = gx.sample("z", distrax.Normal(0.0, 1.0))
+        gx.deterministic("wave", jnp.exp(1j * z))
+
+    guide = gx.AutoNormal(model, key=key)
+    for summary in (guide.median, lambda: guide.quantiles([0.1, 0.9])):
+        with pytest.raises(TypeError, match=r"the sites \['wave'\] hold complex numbers"):
+            summary()
+    assert jnp.iscomplexobj(guide.sample_posterior(key)["wave"])
+
+
 def test_a_support_that_a_hidden_latent_sets(key):
     """The closed form would take its bounds from one prior draw of what is hidden."""
 

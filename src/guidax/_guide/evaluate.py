@@ -84,6 +84,13 @@ def quantiles(
     found = jax.vmap(lambda q: _closed_quantile(guide, q, key, batch))(flat)
     # XLA drops the draws of sites that have closed forms.
     draws, _ = sample(guide, key, batch, (num_samples,), names, None)
+    if unordered := sorted(n for n, x in draws.items() if jnp.iscomplexobj(x)):
+        raise TypeError(
+            f"the sites {unordered} hold complex numbers, which have no order and so no quantiles. "
+            "Draw, guide.sample_posterior(key, ..., sample_shape=(1000,)), and take quantiles of "
+            "the real and the imaginary parts; or record these in the model, as deterministic "
+            "sites in place of the complex one."
+        )
     found = {
         n: found[n] if n in found else jnp.quantile(x, flat, axis=0).astype(x.dtype)
         for n, x in draws.items()

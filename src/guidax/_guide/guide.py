@@ -199,8 +199,8 @@ class AutoGuide(eqx.Module):
             Site to quantiles, of shape `q.shape + site shape`.
 
         Raises:
-            TypeError: If `key` is not one random key, `num_samples` is no integer, or the arguments
-                do not fit the model.
+            TypeError: If `key` is not one random key, `num_samples` is no integer, a site holds
+                complex numbers, or the arguments do not fit the model.
             ValueError: If a level is not between 0 and 1, `num_samples` is less than 1, or
                 arguments are left out that are needed.
         """
