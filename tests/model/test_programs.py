@@ -226,6 +226,30 @@ def test_randomness_of_the_model_itself(key):
     assert len(set(losses)) == 3
 
 
+@pytest.mark.parametrize("how", [jax.jit, eqx.filter_jit, "scan", "vmap"])
+def test_sites_inside_a_transformation_are_refused(how, key):
+    def model(y):
+        def row(datum):
+            return gx.sample("y", distrax.Normal(z, 1.0), obs=datum)
+
+        z = gx.sample("z", distrax.Normal(0.0, 1.0))
+        if how == "scan":
+            jax.lax.scan(lambda carry, datum: (carry, row(datum)), 0.0, y)
+        elif how == "vmap":
+            jax.vmap(row)(y)
+        else:
+            row(y)
+
+    site, wrapped = ("y", model) if isinstance(how, str) else ("z", how(model))
+    for use in (
+        lambda: gx.AutoNormal(wrapped, jnp.ones(3), key=key),
+        lambda: gx.log_joint(wrapped, {"z": 0.0}, jnp.ones(3)),
+        lambda: gx.Predictive(wrapped, num_samples=2, sites=["z"])(key, jnp.ones(3)),
+    ):
+        with pytest.raises(ValueError, match=f"site '{site}' is inside a JAX transformation"):
+            use()
+
+
 def test_a_user_composes_guides_as_pytrees(key):
     X, y = regression_data()
     guide = gx.AutoNormal(regression, X, y, key=key)

@@ -9,6 +9,7 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 import jax.numpy as jnp
+from jax.extend.core import get_opaque_trace_state
 from jaxtyping import Array
 
 from .._numerics import sum_trailing
@@ -96,6 +97,7 @@ class _Runner(Messenger):
         self._params, self._indices = params, dict(indices)
         self.sites: dict[str, Site] = {}
         self.plates: dict[str, Plate] = {}
+        self._trace_state = get_opaque_trace_state(convention="guidax")
 
     def process(self, msg: Message) -> None:
         if msg.kind == "plate":
@@ -108,6 +110,8 @@ class _Runner(Messenger):
             msg.key = self._keys.next()
 
     def finish(self, msg: Message) -> None:
+        if msg.kind in ("sample", "deterministic", "param"):
+            self._require_in_the_open(msg)
         for p in msg.plates:
             self._record_plate(p)
         if msg.kind == "sample":
@@ -117,6 +121,24 @@ class _Runner(Messenger):
             self._record_site(Site(msg.name, "deterministic", msg.value, plates=plates))
         elif msg.kind == "param":
             self._record_param(msg)
+
+    def _require_in_the_open(self, msg: Message) -> None:
+        """Refuse a site inside a transformation that the model applies.
+
+        Its value cannot leave that, and a second run, for which JAX may take the first one's
+        program, would not see it.
+
+        Raises:
+            ValueError: If the site is inside one.
+        """
+        if get_opaque_trace_state(convention="guidax") != self._trace_state:
+            raise ValueError(
+                f"site {msg.name!r} is inside a JAX transformation that the model applies "
+                "(jax.jit, jax.vmap, lax.scan, ...), which hides it. guidax compiles the model by "
+                "itself, so take jax.jit off; in the place of jax.vmap write a gx.plate; and draw "
+                "all steps of a scan as one site before it (NumPyro's own scan works in a NumPyro "
+                "model)."
+            )
 
     def _choose_rows(self, msg: Message) -> None:
         """Give each plate one set of rows for the whole run, by name."""
