@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import core
+from jax import core, lax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, PyTree
 
@@ -64,6 +64,26 @@ def is_traced(tree: Any) -> bool:
 def is_inside(tree: Any) -> bool:
     """Say whether a leaf is a tracer, or would be one: under jit new constants are, too."""
     return is_traced((tree, from_host(np.int32(0))))
+
+
+def map_at_a_time(
+    function: Callable[[Any], Any], xs: PyTree, size: int, batch_size: int | None
+) -> PyTree:
+    """Map over the first axis, of `size` entries, `batch_size` of them at a time; None for all."""
+    if batch_size is None or batch_size >= size:
+        return jax.vmap(function)(xs)
+    outputs: list[tuple[Any, list[jax.ShapeDtypeStruct]]] = []
+
+    def filled(x: Any) -> list[Array]:
+        leaves, treedef = jax.tree.flatten(function(x))
+        outputs.append((treedef, [jax.ShapeDtypeStruct(y.shape, y.dtype) for y in leaves]))
+        return [y for y in leaves if y.size]
+
+    # lax.map divides by the size of what it puts together, so what is empty stays outside.
+    found = iter(lax.map(filled, xs, batch_size=batch_size))
+    treedef, shapes = outputs[0]
+    leaves = [next(found) if s.size else jnp.zeros((size, *s.shape), s.dtype) for s in shapes]
+    return jax.tree.unflatten(treedef, leaves)
 
 
 def jit_once(function: Function, **options: Any) -> Function:

@@ -64,6 +64,24 @@ def test_prior_predictive_by_a_few_at_a_time_or_with_a_legacy_key(key):
     assert once(jax.random.PRNGKey(0), X)["y"].shape == (7, 3)
 
 
+def test_a_few_at_a_time_where_a_site_is_empty(key):
+    def model(X, y=None):
+        coefficients = distrax.Normal(jnp.zeros(X.shape[1]), 1.0)
+        slopes = gx.sample("slopes", distrax.Independent(coefficients, 1))
+        level = gx.sample("level", distrax.Normal(0.0, 1.0))
+        gx.sample("y", distrax.Normal(level + X @ slopes, 1.0), obs=y)
+
+    X = jnp.zeros((3, 0))  # no predictors
+    guide = gx.AutoNormal(model, X, jnp.ones(3), key=key)
+    draws = guide.sample_posterior(key, X, sample_shape=(5,), batch_size=2)
+    assert draws["slopes"].shape == (5, 0) and draws["level"].shape == (5,)
+    once = guide.sample_posterior(key, X, sample_shape=(5,))
+    np.testing.assert_allclose(draws["level"], once["level"], rtol=1e-6)
+    assert gx.Predictive(guide.model, draws, batch_size=2)(key, X)["y"].shape == (5, 3)
+    found = gx.diagnose(key, guide, X, jnp.ones(3), num_samples=25, batch_size=4)
+    assert found.draws["slopes"].shape == (25, 0) and jnp.isfinite(found.elbo)
+
+
 def test_posterior_predictive_takes_draws_and_computes_the_rest_anew(key):
     slope = jnp.full((2, MANY // 2), 3.0).at[1].set(-2.0)
     stale = jnp.zeros((2, MANY // 2, 5))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
-from jax import lax, random
+from jax import random
 from jaxtyping import Array, Float
 
 from .._family.product import joined_params
@@ -17,6 +17,7 @@ from .._model.model import at_zero
 from .._model.points import over_points
 from .._model.target import Draw, scaled_sum
 from .._model.trace import Trace
+from .._numerics import map_at_a_time
 from .._types import Key
 
 if TYPE_CHECKING:
@@ -47,8 +48,7 @@ def sample(
         return _chosen(trace, guide, names), score.log_q - score.log_det
 
     pairs = keys[1:].reshape(size, 2, *key.shape)
-    at_once = batch_size is None or batch_size >= size
-    flat = jax.vmap(one)(pairs) if at_once else lax.map(one, pairs, batch_size=batch_size)
+    flat = map_at_a_time(one, pairs, size, batch_size)
     return jax.tree.map(lambda x: x.reshape(sample_shape + x.shape[1:]), flat)
 
 

@@ -11,7 +11,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax, random
+from jax import random
 from jax.scipy.special import erfc, gammaincc
 from jax.scipy.stats import rankdata
 from jaxtyping import Array, Float, Int
@@ -24,7 +24,7 @@ from .._model.model import AbstractModel
 from .._model.program import as_model
 from .._model.static import Static
 from .._model.structure import describe
-from .._numerics import is_traced
+from .._numerics import is_traced, map_at_a_time
 from .._objective.base import AbstractObjective
 from .._objective.elbo import ELBO
 from .._types import Key, positive, positive_or_none, require_key
@@ -300,10 +300,7 @@ def _calibrate(
         return ranks, result.first_bad_step
 
     keys = random.split(key, plan.num_replications)
-    at_once = plan.batch_size is None or plan.batch_size >= plan.num_replications
-    ranks, first_bad_step = (
-        jax.vmap(one)(keys) if at_once else lax.map(one, keys, batch_size=plan.batch_size)
-    )
+    ranks, first_bad_step = map_at_a_time(one, keys, plan.num_replications, plan.batch_size)
     return Calibration(ranks, first_bad_step, plan.num_draws)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jax import lax, random
+from jax import random
 from jaxtyping import Array, Float
 
 from .._family.dais import AbstractDAIS
@@ -18,7 +18,7 @@ from .._family.product import leaves
 from .._guide.guide import AutoGuide
 from .._model.batch import Batch, as_batch, options_of
 from .._model.target import Draw
-from .._numerics import is_traced
+from .._numerics import is_traced, map_at_a_time
 from .._types import Key, positive, positive_or_none, require_key
 from .pareto import smooth
 from .whole import whole_indices
@@ -279,10 +279,7 @@ def _diagnose(
         return score.values, score.log_weight, size
 
     pairs = keys[1:].reshape(num_samples, 2, *key.shape)
-    at_once = batch_size is None or batch_size >= num_samples
-    draws, log_weights, size = (
-        jax.vmap(one)(pairs) if at_once else lax.map(one, pairs, batch_size=batch_size)
-    )
+    draws, log_weights, size = map_at_a_time(one, pairs, num_samples, batch_size)
     # A weight is a difference of such terms, so their rounding is its own.
     rounding = 4 * jnp.finfo(log_weights.dtype).eps * jnp.median(size)
     smoothed, khat = smooth(log_weights, rounding)

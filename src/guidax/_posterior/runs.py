@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax, random
+from jax import random
 from jax.typing import ArrayLike
 from jaxtyping import Array
 
@@ -20,7 +20,7 @@ from .._model.model import AbstractModel, at_zero
 from .._model.program import as_model
 from .._model.structure import describe
 from .._model.trace import Indices, Plate, Site, Trace
-from .._numerics import is_traced, strong
+from .._numerics import is_traced, map_at_a_time, strong
 from .._types import Key
 
 Read = TypeVar("Read")
@@ -175,9 +175,7 @@ def over_draws(
 
         return read(model.run(batch, run_key, choose, rows), read_key)
 
-    at_once = batch_size is None or batch_size >= size
-    pairs = (keys, flat)
-    found = jax.vmap(one)(pairs) if at_once else lax.map(one, pairs, batch_size=batch_size)
+    found = map_at_a_time(one, (keys, flat), size, batch_size)
     return jax.tree.map(lambda x: x.reshape(*lead, *x.shape[1:]), found)
 
 
