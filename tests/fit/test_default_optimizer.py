@@ -209,6 +209,16 @@ def test_when_nothing_is_turned(key):
     assert not turns(run(3, optimizer=optax.adam))
     assert not turns(run(3, trainable=lambda guide: guide.family.raw_scale))
     assert turns(run(3, trainable=lambda guide: guide.family.loc))
+    assert not turns(run(0))  # no entries: no axes either
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_parameters_of_half_precision(dtype, key):
+    guide = gx.AutoNormal(lambda: gx.sample("z", distrax.Normal(jnp.full(2, 3.0), 1.0)), key=key)
+    half = jax.tree.map(lambda x: x.astype(dtype), guide)
+    result = gx.fit(key, half, steps=2 * EVERY, objective=gx.ELBO(16), progress=False)
+    assert turns(result) and result.guide.family.loc["z"].dtype == dtype
+    np.testing.assert_allclose(result.guide.family.loc["z"].astype(float), 3.0, atol=0.3)
 
 
 def test_a_resumed_fit_keeps_its_axes(key):

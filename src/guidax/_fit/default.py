@@ -147,7 +147,7 @@ def _times(matrix: Float[Array, "m n"], vector: Float[Array, " n"]) -> Float[Arr
 def _vector(tree: PyTree, turned: tuple[bool, ...]) -> Float[Array, " dim"]:
     """Lay the turned leaves end to end."""
     leaves = [x for x, is_turned in zip(jax.tree.leaves(tree), turned, strict=True) if is_turned]
-    dtype = jnp.result_type(*leaves)
+    dtype = jnp.result_type(*leaves, jnp.float32)  # half precision has no eigenvectors
     return jnp.concatenate([jnp.ravel(x).astype(dtype) for x in leaves])
 
 

@@ -190,12 +190,12 @@ def _trained(guide: AutoGuide, where: Callable[[AutoGuide], PyTree] | None) -> t
 
 
 def _turned(guide: AutoGuide, trained: tuple[bool, ...], *, can_turn: bool) -> tuple[bool, ...]:
-    """Return one flag for each trained leaf: none if the locations are many or sharded."""
+    """Return one flag for each trained leaf: none if the locations are none, many or sharded."""
     marked = jax.tree.map(lambda _: _Leaf(), guide)
     selected = {id(leaf) for leaf in jax.tree.leaves(marked.family.locations())}
     marks = zip(jax.tree.leaves(guide), jax.tree.leaves(marked), trained, strict=True)
     leaves = [(x, id(mark) in selected) for x, mark, is_trained in marks if is_trained]
     locations = [x for x, is_location in leaves if is_location]
-    fits = sum(x.size for x in locations) <= MAX_TURNED
+    fits = 0 < sum(x.size for x in locations) <= MAX_TURNED
     whole = all(axis is None for x in locations for axis in jax.typeof(x).sharding.spec)
     return tuple(can_turn and fits and whole and is_location for _, is_location in leaves)
