@@ -263,6 +263,16 @@ def test_optimizers_that_ask_for_the_value():
     assert abs(float(result.losses[-1]) - bottom()) < 1e-4
 
 
+def test_gradients_are_accumulated():
+    ratio = 1 - 0.02 * CURVATURE
+    expected = MEAN + (-1.0 - MEAN) * ratio**4
+    ready = optax.MultiSteps(optax.sgd(0.02), every_k_schedule=2)
+    made = {"optimizer": lambda rate: optax.MultiSteps(optax.sgd(rate), 2), "learning_rate": 0.02}
+    for options in ({"optimizer": ready}, made):
+        result = fit_point(8, **options)
+        np.testing.assert_allclose(location(result), expected, rtol=1e-5)  # optax means in float32
+
+
 def test_partials_with_weight_decay():
     def decayed(rate, decay, steps):
         z = -1.0

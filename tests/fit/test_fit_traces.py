@@ -123,6 +123,9 @@ def test_one_ready_optimizer_traces_once():
     run(ready)
     assert new_traces(lambda: run(ready, seed=3, X=X - 1)) == 0
     assert new_traces(lambda: run(ready).resume(X, y, steps=2, progress=False)) == 0
+    several = optax.MultiSteps(optax.sgd(1e-2), 2)
+    run(several)
+    assert new_traces(lambda: run(several, seed=3)) == 0
     # The documented price of a ready one: each new object compiles again.
     assert new_traces(lambda: run(optax.sgd(1e-2))) > 0
 

@@ -23,7 +23,12 @@ PATIENCE = 100  # bad steps in a row that are skipped before the run ends
 
 Schedule = Callable[[Array], ArrayLike]
 OnNonfinite = Literal["raise", "skip", "halve"]
-Optimizer = optax.GradientTransformation | Callable[..., optax.GradientTransformation] | None
+Optimizer = (
+    optax.GradientTransformation
+    | optax.MultiSteps
+    | Callable[..., optax.GradientTransformation | optax.MultiSteps]
+    | None
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,7 +84,7 @@ class Recipe:
                 self.split(units)[0],
                 self.turned,
             )
-        made = given(rate if schedule is None else schedule)
+        made = _as_transformation(given(rate if schedule is None else schedule))
         if not isinstance(made, optax.GradientTransformation):
             raise TypeError(
                 "optimizer takes an optax optimizer or a function from a learning rate to one, "
@@ -120,6 +125,7 @@ def make_recipe(
             'on_nonfinite="halve" keeps a copy of the whole state, which row_sparse=True would '
             'have to touch at every step: use on_nonfinite="skip".'
         )
+    optimizer = _as_transformation(optimizer)
     if not (optimizer is None or callable(optimizer) or _is_ready(optimizer)):
         raise TypeError(
             "optimizer takes a function of the learning rate, such as optax.adam, or an optax "
@@ -159,6 +165,12 @@ def make_recipe(
         on_nonfinite,
     )
     return recipe, rate
+
+
+def _as_transformation(optimizer: Any) -> Any:
+    """Return `optax.MultiSteps` as the transformation that it stands for; all else as it is."""
+    is_multi = isinstance(optimizer, optax.MultiSteps)
+    return optimizer.gradient_transformation() if is_multi else optimizer
 
 
 def _is_ready(optimizer: Any) -> bool:
