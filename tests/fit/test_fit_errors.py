@@ -315,6 +315,16 @@ def test_key_and_guide_in_their_places(guide, key):
             gx.fit(bad, guide, DATA, steps=3, progress=False)
 
 
+def test_leaves_of_the_guide_are_arrays_of_floats(guide, key):
+    where = lambda guide: guide.family.loc["z"]  # noqa: E731
+    for bad, got in ((7.0, "7.0"), (jnp.asarray(7), "an array of int")):
+        moved = eqx.tree_at(where, guide, bad)
+        with pytest.raises(TypeError, match=rf"guide\.family\.loc\['z'\] is {got}"):
+            gx.fit(key, moved, DATA, steps=3, progress=False)
+    moved = eqx.tree_at(where, guide, np.asarray(7.0, float))
+    assert gx.fit(key, moved, DATA, steps=3, progress=False).losses.shape == (3,)
+
+
 def test_guides_are_built_with_a_random_key(guide):
     for bad in (3, None, jnp.asarray(3)):
         with refused_type(

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
 from .._guide.guide import AutoGuide
@@ -138,6 +140,15 @@ def _require(key: Any, guide: Any, objective: Any) -> None:
             f"{type(guide).__name__}."
         )
     require_key("fit", key)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(guide):
+        is_array = hasattr(leaf, "dtype")
+        if not (is_array and jnp.issubdtype(leaf.dtype, jnp.floating)):
+            where = f"guide{jax.tree_util.keystr(path)}"
+            got = f"an array of {leaf.dtype}" if is_array else repr(leaf)
+            raise TypeError(
+                f"the leaves of a guide are arrays of floats, but {where} is {got}: put "
+                "jnp.asarray(..., float) in its place."
+            )
     if not isinstance(objective, AbstractObjective):
         hint = " (with parentheses: gx.ELBO())" if isinstance(objective, type) else ""
         raise TypeError(f"objective is one such as gx.ELBO(){hint}; got {objective!r}.")
