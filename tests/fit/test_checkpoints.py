@@ -629,6 +629,15 @@ def test_a_checkpoint_is_no_file_of_save(guide, finished):
         gx.load(step_file(finished, STEPS), like=guide)
 
 
+def test_where_files_are_saved(guide, tmp_path):
+    with pytest.raises(FileNotFoundError, match="there is no folder .*nowhere for guide.guidax"):
+        gx.save(tmp_path / "nowhere" / "guide.guidax", guide)
+    with refused_type("save takes the name of a file first; got AutoNormal"):
+        gx.save(guide, str(tmp_path / "guide.guidax"))
+    with refused_type("load takes the name of a file first; got AutoNormal"):
+        gx.load(guide, str(tmp_path / "guide.guidax"))
+
+
 def test_arrays_of_every_kind(tmp_path):
     tree = {
         "key": jax.random.key(3),

@@ -30,10 +30,11 @@ def save(path: str | os.PathLike[str], tree: PyTree) -> None:
             optimizer's state of a loop of your own.
 
     Raises:
-        TypeError: If a leaf is not an array of numbers or keys.
-        ValueError: If it is traced, inside `jax.jit` for example.
+        TypeError: If `path` is no name of a file, or a leaf is not an array of numbers or keys.
+        ValueError: If a leaf is traced, inside `jax.jit` for example.
+        FileNotFoundError: If there is no such folder.
     """
-    write(Path(path), {"tree": describe(tree)}, tree)
+    write(_path("save", path), {"tree": describe(tree)}, tree)
 
 
 def load(path: str | os.PathLike[str], like: T) -> T:
@@ -50,10 +51,11 @@ def load(path: str | os.PathLike[str], like: T) -> T:
         `like`, with the arrays of the file.
 
     Raises:
+        TypeError: If `path` is no name of a file.
         ValueError: If the file is damaged, of another format, or of another structure; the error
             says what differs.
     """
-    stored = read(Path(path))
+    stored = read(_path("load", path))
     if "line" in stored.header:
         raise ValueError(
             f"{stored.path} is a checkpoint of gx.fit, not a file of gx.save: run the same fit "
@@ -71,6 +73,12 @@ def load(path: str | os.PathLike[str], like: T) -> T:
         stored, {"tree": describe(like)}, "load it into a guide that is made the same way"
     )
     return unpack(stored, like)
+
+
+def _path(who: str, path: Any) -> Path:
+    if not isinstance(path, (str, os.PathLike)):
+        raise TypeError(f"{who} takes the name of a file first; got {type(path).__name__}.")
+    return Path(path)
 
 
 def _length(text: Any) -> int | None:

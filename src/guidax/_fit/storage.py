@@ -87,6 +87,7 @@ def write(path: Path, header: dict[str, Any], tree: PyTree) -> None:
     Raises:
         TypeError: If a leaf is not an array of numbers or keys.
         ValueError: If a leaf is traced.
+        FileNotFoundError: If there is no such folder.
     """
     if is_traced(tree):
         raise ValueError("files are written by the host, which jit, grad and vmap cannot do.")
@@ -94,6 +95,8 @@ def write(path: Path, header: dict[str, Any], tree: PyTree) -> None:
     if jax.process_index():
         return
     header = {"guidax": _version(), "jax": jax.__version__} | header
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"there is no folder {path.parent} for {path.name}: make it first.")
     # Not tempfile's: what it makes is its owner's alone, whatever the umask.
     part = path.parent / f".{path.name}.{secrets.token_hex(4)}{PART}"
     part.touch(exist_ok=False)
