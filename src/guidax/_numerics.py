@@ -50,6 +50,22 @@ def strong(x: ArrayLike) -> Array:
     return x.astype(x.dtype)
 
 
+def as_array(what: str, value: Any) -> Array:
+    """Return JAX's array of a value.
+
+    Raises:
+        TypeError: If there is none, as of a string, naming `what`.
+    """
+    try:
+        return jnp.asarray(value)
+    except jax.errors.JAXTypeError:
+        raise  # of tracers, which the value is not to blame for
+    except (TypeError, ValueError):
+        raise TypeError(
+            f"{what} is an array or a number; got {type(value).__name__}: {value!r:.100}."
+        ) from None
+
+
 def all_finite(tree: PyTree) -> Bool[Array, ""]:
     """Say whether every entry of every leaf is finite."""
     flags = (jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(tree))

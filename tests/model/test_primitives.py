@@ -511,6 +511,31 @@ ERRORS = {
         TypeError,
         r"site 'x' has a NumPyro distribution, Normal.*gx\.from_numpyro\(model\)",
     ),
+    "no array to observe": (
+        lambda: gx.sample("x", normal(), obs={"y": 1.0}),
+        TypeError,
+        wrong_type("the observation of site 'x' is an array or a number; got dict", "obs"),
+    ),
+    "no array to record": (
+        lambda: gx.deterministic("x", {"y": 1.0}),
+        TypeError,
+        "the value of deterministic 'x' is an array or a number; got dict: {'y': 1.0}",
+    ),
+    "nothing to record": (
+        lambda: gx.deterministic("x", None),
+        TypeError,
+        "the value of deterministic 'x' is an array or a number; got NoneType: None",
+    ),
+    "no term": (
+        lambda: gx.factor("x", "high"),
+        TypeError,
+        wrong_type("the term of factor 'x' is an array or a number; got str", "log_factor"),
+    ),
+    "no start": (
+        lambda: gx.param("x", "high"),
+        TypeError,
+        wrong_type("the starting value of param 'x' is an array or a number; got str", "init"),
+    ),
     "no constraint": (
         lambda: gx.param("w", 1.0, constraint="positive"),
         TypeError,

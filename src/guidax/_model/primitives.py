@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Int
 
+from .._numerics import as_array
 from . import constraints
 from .constraint_types import Constraint
 from .messages import Message, Messenger, enter, key_of, leave, required_key, send
@@ -32,7 +33,7 @@ def sample(name: str, dist: Any, obs: ArrayLike | None = None) -> Array:
         The value.
 
     Raises:
-        TypeError: If `name` is no string or `dist` no distribution.
+        TypeError: If `name` is no string, `dist` no distribution, or `obs` no array.
         ValueError: If the shapes of distribution, observation and plates do not fit.
     """
     _require_name("sample", name)
@@ -52,7 +53,7 @@ def sample(name: str, dist: Any, obs: ArrayLike | None = None) -> Array:
             f"site {name!r} has a NumPyro distribution, {type(dist).__name__}. Use distrax's or "
             "TFP's here, or write the model in NumPyro and wrap it: gx.from_numpyro(model)."
         )
-    value = None if obs is None else jnp.asarray(obs)
+    value = None if obs is None else as_array(f"the observation of site {name!r}", obs)
     return send(Message("sample", name, dist, value, observed=obs is not None)).value
 
 
@@ -77,7 +78,7 @@ def param(
         The current value: `guide.param_values()` reads it back after a fit.
 
     Raises:
-        TypeError: If the name is no string, or `constraint` is no constraint.
+        TypeError: If the name is no string, `constraint` no constraint, or the value no array.
     """
     _require_name("param", name)
     if not isinstance(constraint, Constraint):
@@ -86,13 +87,14 @@ def param(
         )
     msg = send(Message("param", name, fn=init, info={"constraint": constraint}))
     if msg.value is None:
-        msg.value = starting_value(init)  # on the message, for a trace that recorded it
+        msg.value = starting_value(name, init)  # on the message, for a trace that recorded it
     return msg.value
 
 
-def starting_value(init: Any) -> Array:
+def starting_value(name: str, init: Any) -> Array:
     """Return the starting value of a param, floating, from a value or from a function of a key."""
-    value = jnp.asarray(init(prng_key()) if callable(init) else init)
+    given = init(prng_key()) if callable(init) else init
+    value = as_array(f"the starting value of param {name!r}", given)
     return value if jnp.issubdtype(value.dtype, jnp.floating) else value.astype(float)
 
 
@@ -105,9 +107,16 @@ def deterministic(name: str, value: Any) -> Any:
 
     Returns:
         The value.
+
+    Raises:
+        TypeError: If the name is no string, or the value no array.
     """
     _require_name("deterministic", name)
-    return send(Message("deterministic", name, value=jnp.asarray(value))).value
+    return send(
+        Message(
+            "deterministic", name, value=as_array(f"the value of deterministic {name!r}", value)
+        )
+    ).value
 
 
 def factor(name: str, log_factor: ArrayLike) -> None:
@@ -118,9 +127,12 @@ def factor(name: str, log_factor: ArrayLike) -> None:
     Args:
         name: Name of the site.
         log_factor: The term, a number or an array of the batch shape.
+
+    Raises:
+        TypeError: If the name is no string, or the term no array.
     """
     _require_name("factor", name)
-    term = Unit(jnp.asarray(log_factor))
+    term = Unit(as_array(f"the term of factor {name!r}", log_factor))
     send(Message("sample", name, term, jnp.zeros((*term.batch_shape, 0)), observed=True))
 
 

@@ -155,7 +155,7 @@ class _Runner(Messenger):
         if msg.name in self._params:
             return biject_to(msg.info["constraint"]).forward(self._params[msg.name])
         init = msg.fn(self._keys.next()) if callable(msg.fn) else msg.fn
-        return starting_value(init)
+        return starting_value(msg.name, init)
 
     def _record_param(self, msg: Message) -> None:
         """Record a parameter where it is first met; later it is only read."""
