@@ -173,6 +173,18 @@ def test_numbers_of_draws_are_positive_integers(key):
             guide.quantiles(bad, y)
 
 
+def test_densities_at_integers_and_at_what_is_no_point(key):
+    y = jnp.asarray(ConjugateNormal.y)
+    guide = gx.AutoNormal(ConjugateNormal.model, y, key=key)
+    for density in (guide.log_prob, lambda *args: gx.log_joint(guide.model, *args)):
+        assert float(density({"z": 2}, y)) == float(density({"z": 2.0}, y))
+        assert density({"z": np.arange(3)}, y).shape == (3,)
+        with refused_type("latents is a dictionary from site to value, .*; got list"):
+            density([2.0], y)
+        with refused_type(r"latents\['z'\] is an array or a number; got str: 'two'"):
+            density({"z": "two"}, y)
+
+
 @every_guide
 def test_arguments_left_out(entry, guides, key):
     guide = guides(entry)

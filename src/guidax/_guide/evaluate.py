@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -14,7 +15,7 @@ from jaxtyping import Array, Float
 from .._family.product import joined_params
 from .._model.batch import Batch
 from .._model.model import at_zero
-from .._model.points import over_points
+from .._model.points import as_points, over_points
 from .._model.target import Draw, scaled_sum
 from .._model.trace import Trace
 from .._numerics import map_at_a_time
@@ -115,12 +116,10 @@ def _closed_quantile(
     return found
 
 
-def log_prob(guide: AutoGuide, latents: dict[str, Any], batch: Batch) -> Array:
+def log_prob(guide: AutoGuide, latents: Mapping[str, Any], batch: Batch) -> Array:
     """Return log q at constrained latents, which may have leading axes."""
     held = {s.name for s in guide.family.sites}
-    asked = {
-        n: jnp.asarray(x) for n, x in latents.items() if n not in guide.structure.deterministic
-    }
+    asked = as_points(latents, guide.structure.deterministic)
     return over_points(
         lambda point: _log_prob(guide, point, batch), asked, held, guide.model, batch
     )

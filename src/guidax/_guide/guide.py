@@ -147,11 +147,12 @@ class AutoGuide(eqx.Module):
             Log densities in constrained space, of the shape of the leading axes.
 
         Raises:
-            TypeError: If the family has no density in closed form, or draws some sites as points.
+            TypeError: If the family has no density in closed form or draws some sites as points, or
+                `latents` is no dictionary of arrays.
             ValueError: If a latent is missing or unknown, or has a shape that does not fit.
         """
         batch, _ = self._request(args, kwargs, options_of(AutoGuide.log_prob), self._held)
-        return evaluate.log_prob(self._settled(batch), dict(latents), batch)
+        return evaluate.log_prob(self._settled(batch), latents, batch)
 
     def median(
         self,

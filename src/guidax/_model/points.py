@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from typing import Any
 
 import jax
@@ -11,6 +11,7 @@ from jax import random
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
+from .._numerics import as_array
 from .batch import Batch, as_batch
 from .indices import admit_all
 from .model import AbstractModel, at_zero
@@ -38,14 +39,14 @@ def log_joint(
         Log joint densities, of the shape of the leading axes.
 
     Raises:
-        TypeError: If the arguments do not fit the model.
+        TypeError: If the arguments do not fit the model, or `latents` is no dictionary of arrays.
         ValueError: If a latent is missing or unknown, or has a shape that does not fit.
     """
     model = as_model(model)
     batch = as_batch(model, args, kwargs)
     structure = describe(model, batch, random.key(0))
     batch = admit_all(model, batch)
-    values = {n: jnp.asarray(x) for n, x in latents.items() if n not in structure.deterministic}
+    values = as_points(latents, structure.deterministic)
     names = {s.name for s in structure.latents}
     return over_points(lambda point: _log_joint(model, point, batch), values, names, model, batch)
 
@@ -56,6 +57,24 @@ def _log_joint(model: AbstractModel, latents: dict[str, Array], batch: Batch) ->
     whole = {name: jnp.arange(plates[name].size) for name in batch.admitted}
     target = Target(model, batch, random.key(0), whole | batch.rows)
     return target.score(Draw.of(latents, "constrained")).log_density
+
+
+def as_points(latents: Mapping[str, ArrayLike], ignored: Container[str]) -> dict[str, Array]:
+    """Return latents as arrays, without the sites that are ignored.
+
+    Raises:
+        TypeError: If they are no dictionary of arrays.
+    """
+    if not isinstance(latents, Mapping):
+        raise TypeError(
+            "latents is a dictionary from site to value, as guide.sample_posterior returns it; got "
+            f"{type(latents).__name__}."
+        )
+    return {
+        name: as_array(f"latents[{name!r}]", value)
+        for name, value in latents.items()
+        if name not in ignored
+    }
 
 
 def over_points(
@@ -75,9 +94,12 @@ def over_points(
             f"latents must hold the sites {sorted(expected)}: missing "
             f"{sorted(expected - latents.keys())}, unknown {sorted(latents.keys() - expected)}."
         )
-    ndims = jax.eval_shape(_ranks, model, batch)
-    ndims = {name: len(x.shape) for name, x in ndims.items()}
-    leads = {name: x.shape[: x.ndim - ndims[name]] for name, x in latents.items()}
+    zeros = jax.eval_shape(_ranks, model, batch)
+    latents = {  # latents are floating, and an integer stands for the float that it equals
+        name: x if jnp.issubdtype(x.dtype, jnp.floating) else x.astype(zeros[name].dtype)
+        for name, x in latents.items()
+    }
+    leads = {name: x.shape[: x.ndim - len(zeros[name].shape)] for name, x in latents.items()}
     lead = next(iter(leads.values()))
     if any(other != lead for other in leads.values()):
         raise ValueError(f"the leading axes of the latents differ: {leads}.")
