@@ -176,6 +176,8 @@ def test_numbers_of_draws_are_positive_integers(key):
 def test_densities_at_integers_and_at_what_is_no_point(key):
     y = jnp.asarray(ConjugateNormal.y)
     guide = gx.AutoNormal(ConjugateNormal.model, y, key=key)
+    with refused_type(r"can be called; got a guide: pass guide\.model"):
+        gx.log_joint(guide, {"z": 2.0}, y)
     for density in (guide.log_prob, lambda *args: gx.log_joint(guide.model, *args)):
         assert float(density({"z": 2}, y)) == float(density({"z": 2.0}, y))
         assert density({"z": np.arange(3)}, y).shape == (3,)

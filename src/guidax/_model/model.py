@@ -96,7 +96,9 @@ class SplitCallable(eqx.Module):
 
     def __init__(self, fn: Callable[..., Any]):
         if not callable(fn):
-            raise TypeError(f"a model is something that can be called; got {fn!r}.")
+            of_guide = isinstance(getattr(fn, "model", None), AbstractModel)
+            got = "a guide: pass guide.model" if of_guide else f"{fn!r:.100}"
+            raise TypeError(f"a model is something that can be called; got {got}.")
         args: tuple[Any, ...] = ()
         kwargs: dict[str, Any] = {}
         while isinstance(fn, functools.partial):
