@@ -130,6 +130,23 @@ def test_median_and_quantiles(entry, guides, key):
         guide.quantiles([0.5, 1.5], X, y)
 
 
+@every_guide
+def test_a_stack_of_guides_is_refused(entry, guides, key):
+    """Densities of the members would be added up, in silence."""
+    stack = jax.tree.map(lambda x: jnp.stack([x, x]), guides(entry))
+    point = {"tau": jnp.ones(()), "beta": jnp.zeros(X.shape[1])}
+    for use in (
+        lambda: stack.log_prob(point, X, y),
+        lambda: stack.sample_posterior(key, X, y),
+        lambda: stack.median(X, y),
+        lambda: gx.ELBO()(stack, key, X, y),
+        lambda: gx.diagnose(key, stack, X, y, num_samples=30),
+        lambda: gx.fit(key, stack, X, y, steps=1, progress=False),
+    ):
+        with pytest.raises(ValueError, match="stack of guides.*jax.vmap"):
+            use()
+
+
 def test_methods_take_one_random_key(key):
     guide = gx.AutoNormal(ConjugateNormal.model, jnp.asarray(ConjugateNormal.y), key=key)
     several, data = jax.random.split(key, 3), jnp.asarray(ConjugateNormal.y)

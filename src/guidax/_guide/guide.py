@@ -8,6 +8,7 @@ from typing import Any
 
 import distrax
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 from jax import random
 from jax.typing import ArrayLike
@@ -240,10 +241,25 @@ class AutoGuide(eqx.Module):
         What uses a batch inside a transformation calls this outside, where values are known.
 
         Raises:
-            ValueError: If the batch names rows or plates that do not exist.
+            ValueError: If the batch names rows or plates that do not exist, or this is a stack of
+                guides.
         """
+        self._require_one()
         function = None if self.create_plates is None else self.create_plates.value
         return admit(self.model, self.structure, self.admitted, batch, function)
+
+    def _require_one(self) -> None:
+        """Refuse several guides in one, whose densities would be added up."""
+        for family in jax.tree.leaves(self.family, is_leaf=_has_locations):
+            if not isinstance(family, AbstractFamily):
+                continue
+            held = sum(jnp.size(x) for x in jax.tree.leaves(family.locations()))
+            if held > (one := sum(s.size for s in family.sites)):
+                raise ValueError(
+                    f"this {type(self).__name__} holds {held} locations for {one} coordinates, as "
+                    "a stack of guides does, such as jax.vmap over a constructor makes. Go over it "
+                    "with jax.vmap, or take one out, jax.tree.map(lambda x: x[0], guide)."
+                )
 
     def indices(self, key: Key, batch: Batch, *, whole: bool = False) -> dict[str, Array]:
         """Return the row numbers of each plate that does not hold all its rows.
@@ -367,6 +383,10 @@ class AutoContinuous(AutoGuide):
             family = self._settled(batch).family
         assert isinstance(family, AbstractFlat)
         return family
+
+
+def _has_locations(x: Any) -> bool:
+    return isinstance(x, AbstractFamily) and bool(jax.tree.leaves(x.locations()))
 
 
 def _key_of(who: str, key: Key | None) -> Key:
