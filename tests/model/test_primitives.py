@@ -531,6 +531,11 @@ ERRORS = {
         TypeError,
         wrong_type("the term of factor 'x' is an array or a number; got str", "log_factor"),
     ),
+    "a complex term": (
+        lambda: gx.factor("x", 1j),
+        TypeError,
+        "the term of factor 'x' is complex",
+    ),
     "no start": (
         lambda: gx.param("x", "high"),
         TypeError,

@@ -284,6 +284,8 @@ def test_errors(key, guide, monkeypatch):
 
     with pytest.raises(ValueError, match=r"no groups \['priors'\]"):
         gx.to_arviz(key, guide, EFFECT, ERROR, groups=["priors"])
+    with pytest.raises(ValueError, match="not known inside a transformation"):
+        jax.jit(lambda key: gx.to_arviz(key, guide, EFFECT, ERROR))(key)
     with refused_type("groups takes a list"):
         gx.to_arviz(key, guide, EFFECT, ERROR, groups="prior")
     with pytest.raises(ValueError, match=r"\['effect'\] are neither observed"):

@@ -129,10 +129,13 @@ def factor(name: str, log_factor: ArrayLike) -> None:
         log_factor: The term, a number or an array of the batch shape.
 
     Raises:
-        TypeError: If the name is no string, or the term no array.
+        TypeError: If the name is no string, or the term no array of real numbers.
     """
     _require_name("factor", name)
-    term = Unit(as_array(f"the term of factor {name!r}", log_factor))
+    value = as_array(f"the term of factor {name!r}", log_factor)
+    if jnp.iscomplexobj(value):
+        raise TypeError(f"the term of factor {name!r} is complex, and log densities are real.")
+    term = Unit(value)
     send(Message("sample", name, term, jnp.zeros((*term.batch_shape, 0)), observed=True))
 
 

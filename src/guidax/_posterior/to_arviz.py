@@ -21,6 +21,7 @@ from .._model.messages import broadcast_sample
 from .._model.model import AbstractModel
 from .._model.target import Draw, Target
 from .._model.trace import Site, Trace
+from .._numerics import is_inside
 from .._types import Key, positive, positive_or_none, require_key
 from .labelled import Labels, Layout, is_datum, lay_out, named_arrays, without
 from .log_likelihood import entries_of
@@ -83,13 +84,19 @@ def to_arviz(
     Raises:
         ImportError: If ArviZ is not installed.
         TypeError: If the arguments do not fit the model, or one is of the wrong kind.
-        ValueError: If `groups` names a group that is unknown or that the model does not have, if
-            `coords` or `dims` do not fit, or if an observation is left out.
+        ValueError: If values are traced, inside `jax.jit` for example, if `groups` names a group
+            that is unknown or that the model does not have, if `coords` or `dims` do not fit, or if
+            an observation is left out.
     """
     arviz = _arviz()
     require_key("to_arviz", key)
     if not isinstance(guide, AutoGuide):
         raise TypeError(f"to_arviz takes a key, then a guide; got {type(guide).__name__}.")
+    if is_inside((key, guide)):
+        raise ValueError(
+            "ArviZ holds values, which are not known inside a transformation: draw there, and call "
+            "to_arviz outside."
+        )
     size = positive("num_samples", num_samples)
     at_once = positive_or_none("batch_size", batch_size)
     batch = as_batch(guide.model, args, kwargs, options_of(to_arviz))
