@@ -90,14 +90,13 @@ for _label, _options in {"": {}, " cholesky": _cholesky}.items():
         "AutoSurrogateLikelihoodDAIS", {"K": 8} | _options, targets=_regressions
     )
 for _label, _options in {
-    "": {},
-    " cholesky": _cholesky,
-    " cholesky whitened eta_max=1 max_kick=5": _cholesky | _far,
-    " IAF whitened eta_max=1 max_kick=5": _flow | _far,
+    " K=8": {"K": 8},
+    " cholesky K=8": {"K": 8} | _cholesky,
+    " cholesky whitened eta_max=1 max_kick=5 K=8": {"K": 8} | _cholesky | _far,
+    " IAF whitened eta_max=1 max_kick=5 K=8": {"K": 8} | _flow | _far,
+    " cholesky whitened eta_max=1 max_kick=5 K=32": {"K": 32} | _cholesky | _far,
 }.items():
-    ROWS[f"AutoDAIS fitted{_label} K=8"] = Row(
-        "AutoDAIS", {"K": 8} | _options, fitted_base=True, in_numpyro=False
-    )
+    ROWS[f"AutoDAIS fitted{_label}"] = Row("AutoDAIS", _options, fitted_base=True, in_numpyro=False)
 for _label, _options in {"": {}, " cholesky": _cholesky}.items():
     ROWS[f"AutoSurrogateLikelihoodDAIS fitted{_label} K=8"] = Row(
         "AutoSurrogateLikelihoodDAIS",
