@@ -63,7 +63,7 @@ _cholesky = {"base_dist": "cholesky"}
 _unit = {"eta_max": 1.0}
 _whitened = {"whiten": True}
 _kick = {"max_kick": 5.0}
-_far = _whitened | _unit | _kick
+_whitened_unit_kick = _whitened | _unit | _kick
 _flow = {"base_dist": gx.AutoIAFNormal}
 for _k in (8, 32):
     for _label, _options in {
@@ -76,8 +76,8 @@ for _k in (8, 32):
         " whitened eta_max=1": _whitened | _unit,
         " cholesky whitened": _cholesky | _whitened,
         " cholesky whitened eta_max=1": _cholesky | _whitened | _unit,
-        " cholesky whitened eta_max=1 max_kick=5": _cholesky | _far,
-        " IAF whitened eta_max=1 max_kick=5": _flow | _far,
+        " cholesky whitened eta_max=1 max_kick=5": _cholesky | _whitened_unit_kick,
+        " IAF whitened eta_max=1 max_kick=5": _flow | _whitened_unit_kick,
     }.items():
         ROWS[f"AutoDAIS{_label} K={_k}"] = Row(
             "AutoDAIS",
@@ -92,9 +92,9 @@ for _label, _options in {"": {}, " cholesky": _cholesky}.items():
 for _label, _options in {
     " K=8": {"K": 8},
     " cholesky K=8": {"K": 8} | _cholesky,
-    " cholesky whitened eta_max=1 max_kick=5 K=8": {"K": 8} | _cholesky | _far,
-    " IAF whitened eta_max=1 max_kick=5 K=8": {"K": 8} | _flow | _far,
-    " cholesky whitened eta_max=1 max_kick=5 K=32": {"K": 32} | _cholesky | _far,
+    " cholesky whitened eta_max=1 max_kick=5 K=8": {"K": 8} | _cholesky | _whitened_unit_kick,
+    " IAF whitened eta_max=1 max_kick=5 K=8": {"K": 8} | _flow | _whitened_unit_kick,
+    " cholesky whitened eta_max=1 max_kick=5 K=32": {"K": 32} | _cholesky | _whitened_unit_kick,
 }.items():
     ROWS[f"AutoDAIS fitted{_label}"] = Row("AutoDAIS", _options, fitted_base=True, in_numpyro=False)
 for _label, _options in {"": {}, " cholesky": _cholesky}.items():

@@ -131,6 +131,8 @@ def test_wide_and_deep_flows_take_smaller_steps(key):
     np.testing.assert_allclose([rate(flow, size, 3) for size in (4, 80)], [0.01, 0.005])
     np.testing.assert_allclose([rate(flow, 4, depth) for depth in (1, 6)], [0.01, 0.005])
     np.testing.assert_allclose([rate(coupling, 4, depth) for depth in (4, 12)], [0.01, 0.005])
+    splines = gx.AutoNSFNormal
+    np.testing.assert_allclose([rate(splines, 4, depth) for depth in (4, 12)], [0.005, 0.0025])
 
 
 def test_moves_from_a_wide_flow_take_its_smaller_steps(key):

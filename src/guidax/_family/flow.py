@@ -40,7 +40,7 @@ class Flow(AbstractFlat):
 
     @property
     def learning_rate(self) -> float:
-        """0.01, or less for a wide or deep flow.
+        """0.01, or less for a wide or deep flow and for splines.
 
         A step moves an output by as many weights as feed it, in each layer. With 0.01 an inverse
         autoregressive flow in 200 dimensions was thrown so far by its first ten steps that 2,000
@@ -48,7 +48,7 @@ class Flow(AbstractFlat):
         losses became infinite; with 3/16 of 0.01 none did.
         """
         wide = min(1.0, 40 / self.affine.loc.shape[0])
-        return 0.01 * wide * 3 / max(3.0, self.flow.depth)
+        return 0.01 * self.flow.pace * wide * 3 / max(3.0, self.flow.depth)
 
     def base_dist(self) -> distrax.DistributionLike:
         """Return a standard normal."""

@@ -26,6 +26,11 @@ class AbstractLayer(eqx.Module):
         """How many times it moves each coordinate, on average."""
         return 1.0
 
+    @property
+    def pace(self) -> float:
+        """What its default learning rate is multiplied by."""
+        return 1.0
+
     @abc.abstractmethod
     def bijector(self) -> distrax.Bijector:
         """Return the map, over vectors with any leading axes."""

@@ -27,6 +27,11 @@ class Composition(AbstractLayer):
         """That of all layers together."""
         return sum(layer.depth for layer in self.layers)
 
+    @property
+    def pace(self) -> float:
+        """That of the slowest layer."""
+        return min(layer.pace for layer in self.layers)
+
     def bijector(self) -> distrax.Bijector:
         """Return the map, over vectors with any leading axes."""
         return distrax.Chain([layer.bijector() for layer in self.layers[::-1]])

@@ -102,6 +102,11 @@ class SplineCoupling(AbstractCoupling):
     network: Network
     moved: tuple[bool, ...] = eqx.field(static=True)
 
+    @property
+    def pace(self) -> float:
+        """Half: at the whole rate some fits to 21 coordinates stayed a nat to six below others."""
+        return 0.5
+
     def scalar_map(self, parameters: Float[Array, "*batch moved count"]) -> distrax.Bijector:
         """Return the splines."""
         return distrax.RationalQuadraticSpline(
