@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import itertools
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -200,6 +201,47 @@ def test_a_plate_made_in_a_scan_holds_all_its_rows(key):
     np.testing.assert_allclose(gx.log_joint(guide.model, x, y, 3), theirs, rtol=1e-5)
     with pytest.raises(ValueError, match="plate 'row' is made inside .* 2 of its 3 rows"):
         gx.AutoNormal(model, y, 2, key=key)
+
+    def nested(y, rows):
+        scan(lambda c, now: (cond(True, lambda c: walk(y, rows), lambda c: None, c), None), 0.0, y)
+
+    with pytest.raises(ValueError, match="plate 'row' is made inside"):
+        gx.AutoNormal(gx.from_numpyro(nested), y, 2, key=key)
+
+
+def test_a_plate_made_outside_of_a_scan_holds_some_of_its_rows(key):
+    def walk(y):
+        plate = numpyro.plate("row", 10, subsample_size=4)
+        level = numpyro.sample("level", dist.Normal(0.0, 1.0))
+
+        def step(carry, now):
+            with plate as here:
+                numpyro.sample("y", dist.Normal(level, 1.0), obs=now[here])
+            return carry, None
+
+        scan(step, 0.0, y)
+
+    y, rows = jnp.arange(30.0).reshape(3, 10), jnp.array([1, 7, 3])
+    batch = gx.Batch(y).at(row=rows)
+    found = gx.log_joint(gx.from_numpyro(walk), {"level": 0.5}, batch)
+    prior, normal = dist.Normal(0.0, 1.0), dist.Normal(0.5, 1.0)
+    expected = prior.log_prob(0.5) + 10 / 3 * normal.log_prob(y[:, rows]).sum()
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+def test_modules_go_through_scan_and_cond(key):
+    linear = eqx.nn.Linear(1, 1, key=key)
+
+    def model(y):
+        slope, _ = scan(lambda module, now: (module, None), linear, y)
+        shift = cond(True, lambda module: module(y[:1]), lambda module: y[:1], slope)
+        z = numpyro.sample("z", dist.Normal(shift[0], 1.0))
+        numpyro.sample("y", dist.Normal(z, 1.0), obs=y)
+
+    y = jnp.asarray([0.3, 1.0], float)
+    theirs, _ = log_density(model, (y,), {}, {"z": jnp.asarray(0.2, float)})
+    found = gx.log_joint(gx.from_numpyro(model), {"z": 0.2}, y)
+    np.testing.assert_allclose(found, theirs, rtol=1e-5)
 
 
 def test_cond(key):

@@ -142,19 +142,24 @@ class _ControlFlow(Messenger):
 
     def process_message(self, msg: dict[str, Any]) -> None:
         if msg["type"] == "control_flow":
-            msg["args"] = tuple(_looked_into(x) if callable(x) else x for x in msg["args"])
+            bodies = (0,) if callable(msg["args"][0]) else (1, 2)  # of scan, or of cond
+            pairs = enumerate(msg["args"])
+            msg["args"] = tuple(_looked_into(x) if i in bodies else x for i, x in pairs)
 
 
 def _looked_into(body: Callable[..., Any]) -> Callable[..., Any]:
     def run(*args: Any) -> Any:
-        with _WholePlates():
+        with _Inside():
             return body(*args)
 
     return run
 
 
-class _WholePlates(Messenger):
+class _Inside(_ControlFlow):
+    """Refuses plates that hold some of their rows: which ones cannot be said from outside."""
+
     def process_message(self, msg: dict[str, Any]) -> None:
+        super().process_message(msg)
         if msg["type"] != "plate":
             return
         name, (size, rows) = msg["name"], msg["args"]
