@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numbers
+import operator
 from typing import Any
 
 import jax
@@ -12,13 +14,17 @@ Key = PRNGKeyArray
 
 
 def is_integer(x: Any) -> bool:
-    """Say whether something is an integer of Python's; a truth value is none."""
-    return isinstance(x, int) and not isinstance(x, bool)
+    """Say whether something is an integer whose value is known; a truth value is none."""
+    try:
+        operator.index(x)
+    except TypeError:  # a tracer among others
+        return False
+    return not isinstance(x, bool)
 
 
 def is_number(x: Any) -> bool:
-    """Say whether something is a real number of Python's; a truth value is none."""
-    return isinstance(x, (int, float)) and not isinstance(x, bool)
+    """Say whether something is a real number, Python's or NumPy's; a truth value is none."""
+    return isinstance(x, numbers.Real) and not isinstance(x, bool)
 
 
 def is_typed_key(x: Any) -> bool:
@@ -31,13 +37,13 @@ def is_key(x: Any) -> bool:
     return is_typed_key(x) or (getattr(x, "dtype", None) == jnp.uint32 and x.ndim > 0)
 
 
-def require_key(who: str, key: Any, what: str = "a random key first,") -> None:
+def require_key(who: str, key: Any, what: str = "a random key first") -> None:
     """Check that a random key has been given, and one only.
 
     Args:
         who: What takes it.
         key: What has been given.
-        what: In which place it is taken.
+        what: What is taken, in words.
 
     Raises:
         TypeError: If it is no key, or an array of several.
@@ -45,28 +51,28 @@ def require_key(who: str, key: Any, what: str = "a random key first,") -> None:
     if not is_key(key):
         is_array = hasattr(key, "dtype") and hasattr(key, "shape")
         got = f"an array of {key.dtype} of shape {key.shape}" if is_array else repr(key)
-        raise TypeError(f"{who} takes {what} such as jax.random.key(0); got {got}.")
+        raise TypeError(f"{who} takes {what}, such as jax.random.key(0); got {got}.")
     if shape := key.shape if is_typed_key(key) else key.shape[:-1]:
         raise TypeError(
             f"{who} takes one random key; got an array of keys of shape {shape}. Pass one of them, "
-            "or go over them with jax.vmap."
+            "or map over them with jax.vmap."
         )
 
 
 def positive(name: str, number: Any) -> int:
-    """Return a number of draws.
+    """Return a number of things, such as draws.
 
     Raises:
         TypeError: If it is no integer.
         ValueError: If it is less than 1.
     """
-    if isinstance(number, bool) or not hasattr(number, "__index__"):
+    if not is_integer(number):
         raise TypeError(f"{name} is a Python integer, since shapes depend on it; got {number!r}.")
     if number < 1:
-        raise ValueError(f"{name} counts draws, so it is positive; got {number}.")
+        raise ValueError(f"{name} is at least 1; got {number}.")
     return int(number)
 
 
 def positive_or_none(name: str, number: Any) -> int | None:
-    """Return a number of draws, or None; errors as of `positive`."""
+    """Return a number of things, or None; errors as of `positive`."""
     return None if number is None else positive(name, number)

@@ -96,7 +96,7 @@ def test_a_member_that_fails_harms_no_other(key):
 def test_what_is_no_ensemble_is_refused(key):
     with refused_type("fit_restarts takes a random key first, .*; got 0"):
         gx.fit_restarts(0, make, 0.0, num_restarts=2, steps=1)
-    with pytest.raises(ValueError, match="num_restarts is a positive integer; got 0"):
+    with pytest.raises(ValueError, match="num_restarts is at least 1; got 0"):
         gx.fit_restarts(key, make, 0.0, num_restarts=0, steps=1)
     with pytest.raises(TypeError, match="make_guide takes a key and returns a guide"):
         gx.fit_restarts(key, lambda key: gx.AutoNormal, 0.0, num_restarts=2, steps=1)

@@ -290,6 +290,11 @@ def test_a_model_that_has_forward_derivatives_alone(key):
     ("options", "error", "message"),
     [
         ({"K": 0}, ValueError, "K counts steps.*got 0"),
+        ({"eta_max": True}, ValueError, "eta_max bounds.*got True"),
+        ({"eta_init": False}, ValueError, "eta_init.*got False"),
+        ({"gamma_init": True}, ValueError, "gamma_init.*got True"),
+        ({"max_kick": True}, ValueError, "max_kick.*got True"),
+        ({"init_scale": True}, ValueError, "init_scale.*got True"),
         ({"eta_init": 0.2}, ValueError, "eta_init.*eta_max = 0.1.*got 0.2"),
         ({"gamma_init": 0.0}, ValueError, "gamma_init.*got 0.0"),
         ({"max_kick": -1.0}, ValueError, "max_kick.*got -1.0"),

@@ -218,12 +218,16 @@ def test_every_option_is_heard(key):
 def test_bad_options_are_refused(key):
     with pytest.raises(ValueError, match="num_flows counts layers"):
         gx.AutoIAFNormal(model, key=key, num_flows=0)
+    with pytest.raises(ValueError, match="num_flows counts layers.*got True"):
+        gx.AutoIAFNormal(model, key=key, num_flows=True)
     with pytest.raises(ValueError, match="init_scale is a standard deviation"):
         gx.AutoBNAFNormal(model, key=key, init_scale=-1.0)
     with pytest.raises(ValueError, match=r"hidden_factors counts units.*\(8, 0\)"):
         gx.AutoBNAFNormal(model, key=key, hidden_factors=(8, 0))
     with pytest.raises(ValueError, match="hidden_dims counts units"):
         gx.AutoIAFNormal(model, key=key, hidden_dims=(-2,))
+    with pytest.raises(ValueError, match="hidden_dims counts units"):
+        gx.AutoIAFNormal(model, key=key, hidden_dims=(True,))
     with pytest.raises(ValueError, match="num_bins counts units"):
         gx.AutoNSFNormal(model, key=key, num_bins=0)
     with refused_type("nonlinearity takes a function"):

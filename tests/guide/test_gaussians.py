@@ -116,7 +116,7 @@ def test_the_start_of_a_low_rank_factor_is_no_saddle(key):
     grads = jax.vmap(lambda k: jax.grad(gx.ELBO(8))(guide, k, X, y).family.factor)(keys)
     error = grads.std(axis=0) / 4000**0.5
     assert float(jnp.max(jnp.abs(grads.mean(axis=0)) / error)) > 5
-    for bad in (0, -1, 5, 1.5):
+    for bad in (0, -1, 5, 1.5, True):
         with pytest.raises((ValueError, TypeError), match="rank"):
             gx.AutoLowRankMultivariateNormal(regression, X, y, key=key, rank=bad)
 
@@ -202,6 +202,8 @@ def test_batched_normals_are_independent_along_the_batch(make, key):
     assert float(result.losses[-50:].mean()) < float(result.losses[:20].mean())
     with pytest.raises(ValueError, match="batch_ndim=2"):
         make(rows, data, key=key, batch_ndim=2)
+    with pytest.raises(ValueError, match="batch_ndim counts leading axes.*got True"):
+        make(rows, data, key=key, batch_ndim=True)
     with pytest.raises(ValueError, match="'beta'.*leading axes|leading axes"):
         make(regression, X, y, key=key)
 

@@ -190,7 +190,7 @@ def test_objectives_are_static_and_equal_by_value():
 
 def test_bad_options_are_named():
     for kind in (gx.ELBO, gx.MeanFieldELBO):
-        for bad in (0, -1, 1.5):
+        for bad in (0, -1, 1.5, True):
             with pytest.raises((ValueError, TypeError), match="num_particles"):
                 kind(num_particles=bad)
     with pytest.raises((ValueError, TypeError), match="estimator"):

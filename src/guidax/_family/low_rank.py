@@ -150,4 +150,4 @@ def rank_of(rank: int | None, dim: int) -> int:
             f"rank counts columns of the factor, so it lies between 1 and the dimension {dim}; got "
             f"{rank!r}."
         )
-    return rank
+    return int(rank)

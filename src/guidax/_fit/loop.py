@@ -12,6 +12,7 @@ from jaxtyping import Array, Float
 from .._caller import warn_caller
 from .._model.batch import Batch, as_batch
 from .._numerics import from_host, is_traced
+from .._types import is_integer
 from .checkpoint import Checkpoint, Log
 from .progress import Pace, Progress, Report
 from .source import CAPACITY, AbstractSource, Batches, OneBatch
@@ -34,7 +35,7 @@ def require_steps(steps: Any) -> None:
         TypeError: If it is no integer.
         ValueError: If it is less than 1.
     """
-    if isinstance(steps, bool) or not isinstance(steps, (int, np.integer)):
+    if not is_integer(steps):
         raise TypeError(f"steps is a Python integer; got {steps!r}.")
     if steps < 1:
         raise ValueError(f"steps counts updates, so it is at least 1; got {steps}.")

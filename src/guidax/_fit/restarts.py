@@ -18,7 +18,7 @@ from .._model.batch import Batch, as_batch, options_of
 from .._numerics import is_traced
 from .._objective.base import AbstractObjective
 from .._objective.elbo import ELBO
-from .._types import Key, require_key
+from .._types import Key, positive, require_key
 from .fit import fit
 from .loop import require_steps
 from .recipe import OnNonfinite, Optimizer, Schedule
@@ -114,16 +114,14 @@ def fit_restarts(
         All fits with their ELBO, and the best of them.
 
     Raises:
-        TypeError: If no random key comes first, `make_guide` is no function or returns no guide, or
-            as `fit`.
-        ValueError: If `num_restarts` or `num_samples` is not a positive integer, if no member has a
-            finite ELBO, or as `fit`.
+        TypeError: If one random key does not come first, `make_guide` is no function or returns no
+            guide, `num_restarts` or `num_samples` is no integer, or as `fit`.
+        ValueError: If one of these is less than 1, if no member has a finite ELBO, or as `fit`.
     """
     require_key("fit_restarts", key)
     require_steps(steps)
-    for name, number in (("num_restarts", num_restarts), ("num_samples", num_samples)):
-        if isinstance(number, bool) or not isinstance(number, (int, np.integer)) or number < 1:
-            raise ValueError(f"{name} is a positive integer; got {number!r}.")
+    num_restarts = positive("num_restarts", num_restarts)
+    num_samples = positive("num_samples", num_samples)
     if not callable(make_guide):
         raise _no_maker(f"got {type(make_guide).__name__}")
     keys = random.split(key, num_restarts + 1)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -23,8 +22,8 @@ from .._model.static import Static
 from .._model.structure import describe
 from .._model.target import Target
 from .._model.trace import Plate, Structure
-from .._numerics import all_finite, is_traced
-from .._types import Key, positive, positive_or_none, require_key
+from .._numerics import all_finite, as_array, is_traced
+from .._types import Key, is_integer, positive, positive_or_none, require_key
 from . import evaluate
 
 
@@ -56,6 +55,7 @@ class AutoGuide(eqx.Module):
     structure: Structure = eqx.field(static=True, repr=False)
     admitted: tuple[str, ...] = eqx.field(static=True)
     create_plates: Static | None = eqx.field(static=True)
+    ranks: tuple[int, ...] = eqx.field(static=True, repr=False)
 
     def __init__(
         self,
@@ -68,6 +68,7 @@ class AutoGuide(eqx.Module):
         self.model, self.family, self.structure = model, family, structure
         self.admitted = admitted
         self.create_plates = None if create_plates is None else Static(create_plates)
+        self.ranks = _ranks(family)
 
     def sample_posterior(
         self,
@@ -95,8 +96,8 @@ class AutoGuide(eqx.Module):
             Site to constrained values of shape `sample_shape + site shape`.
 
         Raises:
-            TypeError: If one random key does not come first, if the arguments do not fit the model,
-                or if another argument is of the wrong kind.
+            TypeError: If the first argument is not one random key, the others do not fit the model,
+                or an option is of the wrong kind.
             ValueError: If a number is not positive, if `sites` names a site that the guide does not
                 hold, if arguments are left out that are needed, or if a batch cannot hold every row
                 of a plate.
@@ -201,8 +202,8 @@ class AutoGuide(eqx.Module):
             Site to quantiles, of shape `q.shape + site shape`.
 
         Raises:
-            TypeError: If `key` is not one random key, `num_samples` is no integer, a site holds
-                complex numbers, or the arguments do not fit the model.
+            TypeError: If `key` is not one random key, `num_samples` is no integer, a level is no
+                number, a site holds complex numbers, or the arguments do not fit the model.
             ValueError: If a level is not between 0 and 1, `num_samples` is less than 1, or
                 arguments are left out that are needed.
         """
@@ -220,6 +221,10 @@ class AutoGuide(eqx.Module):
 
         Returns:
             Site to constrained value.
+
+        Raises:
+            TypeError: If the arguments do not fit the model.
+            ValueError: If this is a stack of guides.
         """
         batch = as_batch(self.model, args, kwargs, may_omit=True)
         if batch.is_empty:
@@ -250,16 +255,14 @@ class AutoGuide(eqx.Module):
 
     def _require_one(self) -> None:
         """Refuse several guides in one, whose densities would be added up."""
-        for family in jax.tree.leaves(self.family, is_leaf=_has_locations):
-            if not isinstance(family, AbstractFamily):
-                continue
-            held = sum(jnp.size(x) for x in jax.tree.leaves(family.locations()))
-            if held > (one := sum(s.size for s in family.sites)):
-                raise ValueError(
-                    f"this {type(self).__name__} holds {held} locations for {one} coordinates, as "
-                    "a stack of guides does, such as jax.vmap over a constructor makes. Go over it "
-                    "with jax.vmap, or take one out, jax.tree.map(lambda x: x[0], guide)."
-                )
+        ranks = _ranks(self.family)
+        more = {now - then for now, then in zip(ranks, self.ranks, strict=False)}
+        if len(ranks) == len(self.ranks) and len(more) == 1 and more.pop() > 0:
+            raise ValueError(
+                f"each leaf of this {type(self).__name__} has more axes than it was made with: it "
+                "is a stack of guides, such as jax.vmap over a constructor or a fit returns. Map "
+                "over it with jax.vmap, or take one out, jax.tree.map(lambda x: x[0], guide)."
+            )
 
     def indices(self, key: Key, batch: Batch, *, whole: bool = False) -> dict[str, Array]:
         """Return the row numbers of each plate that does not hold all its rows.
@@ -385,8 +388,8 @@ class AutoContinuous(AutoGuide):
         return family
 
 
-def _has_locations(x: Any) -> bool:
-    return isinstance(x, AbstractFamily) and bool(jax.tree.leaves(x.locations()))
+def _ranks(family: AbstractFamily) -> tuple[int, ...]:
+    return tuple(jnp.ndim(x) for x in jax.tree.leaves(family))
 
 
 def _key_of(who: str, key: Key | None) -> Key:
@@ -398,22 +401,16 @@ def _key_of(who: str, key: Key | None) -> Key:
 
 
 def _shape(sample_shape: Any) -> tuple[int, ...]:
-    try:
-        shape = tuple(operator.index(n) for n in sample_shape)
-    except TypeError:
-        raise TypeError(
-            f"sample_shape is a tuple of sizes, like (1000,); got {sample_shape!r}."
-        ) from None
+    if not (isinstance(sample_shape, Iterable) and all(map(is_integer, sample_shape))):
+        raise TypeError(f"sample_shape is a tuple of sizes, like (1000,); got {sample_shape!r}.")
+    shape = tuple(int(n) for n in sample_shape)
     if any(n < 0 for n in shape):
         raise ValueError(f"sample_shape is a tuple of sizes; got {shape}.")
     return shape
 
 
 def _levels(q: ArrayLike | Sequence[float]) -> Array:
-    try:
-        levels = jnp.asarray(q, float)
-    except (TypeError, ValueError):
-        raise TypeError(f"quantile levels are numbers between 0 and 1; got {q!r}.") from None
+    levels = as_array("a quantile level", q).astype(float)
     if not is_traced(levels) and not bool(jnp.all((levels >= 0) & (levels <= 1))):
         raise ValueError(f"quantile levels lie between 0 and 1; got {q}.")
     return levels

@@ -179,6 +179,7 @@ class AutoGuideList(AutoGuide):
         return len(self.parts)
 
     def __getitem__(self, i: int) -> AutoGuide:
+        self._require_one()
         family = self.parts[operator.index(i)]
         names = [s.name for s in family.sites]
         if not _stands_alone(family):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 import types
 from collections.abc import Callable
 from typing import Any, overload
@@ -12,6 +11,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Int
 
 from .._numerics import as_array
+from .._types import is_integer
 from . import constraints
 from .constraint_types import Constraint
 from .messages import Message, Messenger, enter, key_of, leave, required_key, send
@@ -190,14 +190,6 @@ def prng_key() -> Array:
     return key_of(Message("prng_key"))
 
 
-def _is_integer(number: Any) -> bool:
-    try:
-        operator.index(number)
-    except TypeError:  # a tracer among others
-        return False
-    return True
-
-
 class plate(Messenger):
     """Rows that are independent given everything outside: a context manager.
 
@@ -224,7 +216,7 @@ class plate(Messenger):
         _require_name("plate", name)
         rows = size if subsample_size is None else subsample_size
         for label, number in (("size", size), ("subsample_size", rows)):
-            if isinstance(number, bool) or not _is_integer(number):
+            if not is_integer(number):
                 raise TypeError(
                     f"plate {name!r}: {label} must be a Python integer, since shapes depend on it; "
                     f"got {number!r}. An array's shape[0] is one, and gx.static(n) passes one on."
