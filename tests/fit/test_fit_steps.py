@@ -271,6 +271,9 @@ def test_gradients_are_accumulated():
     for options in ({"optimizer": ready}, made):
         result = fit_point(8, **options)
         np.testing.assert_allclose(location(result), expected, rtol=1e-5)  # optax means in float32
+    asks = optax.chain(optax.sgd(0.02), optax.contrib.reduce_on_plateau())  # for the loss
+    result = fit_point(8, optimizer=optax.MultiSteps(asks, every_k_schedule=2))
+    np.testing.assert_allclose(location(result), expected, rtol=1e-5)
 
 
 def test_partials_with_weight_decay():

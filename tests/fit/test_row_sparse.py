@@ -144,3 +144,5 @@ def test_what_it_cannot_do_is_refused(key):
     flags = jax.tree.map(lambda x: x.ndim > 0, guide)
     with pytest.raises(ValueError, match="in the structure of the trained parameters"):
         fit(Y, optimizer=optax.masked(optax.adam(0.1), flags))
+    with pytest.raises(ValueError, match="cannot accumulate gradients"):
+        fit(Y, optimizer=optax.MultiSteps(optax.adam(0.1), 2))

@@ -169,8 +169,11 @@ def make_recipe(
 
 def _as_transformation(optimizer: Any) -> Any:
     """Return `optax.MultiSteps` as the transformation that it stands for; all else as it is."""
-    is_multi = isinstance(optimizer, optax.MultiSteps)
-    return optimizer.gradient_transformation() if is_multi else optimizer
+    if not isinstance(optimizer, optax.MultiSteps):
+        return optimizer
+    # Its own gradient_transformation() takes no further arguments, which some optimizers ask for.
+    update: Any = optimizer.update
+    return optax.GradientTransformationExtraArgs(optimizer.init, update)
 
 
 def _is_ready(optimizer: Any) -> bool:
@@ -202,7 +205,7 @@ def _trained(guide: AutoGuide, where: Callable[[AutoGuide], PyTree] | None) -> t
 
 
 def _turned(guide: AutoGuide, trained: tuple[bool, ...], *, can_turn: bool) -> tuple[bool, ...]:
-    """Return one flag for each trained leaf: none if the locations are none, many or sharded."""
+    """Return one flag for each trained leaf: all false if locations are none, many or sharded."""
     marked = jax.tree.map(lambda _: _Leaf(), guide)
     selected = {id(leaf) for leaf in jax.tree.leaves(marked.family.locations())}
     marks = zip(jax.tree.leaves(guide), jax.tree.leaves(marked), trained, strict=True)

@@ -210,8 +210,14 @@ def _require_moments(held: Moving, run: Run) -> None:
     """Refuse an optimizer whose state has rows that are not seen to be rows.
 
     Raises:
-        ValueError: If its state for the rows alone would have another shape.
+        ValueError: If its state for the rows alone would have another shape, or if it accumulates.
     """
+    accumulates = jax.tree.leaves(held.opt_state, is_leaf=_is_accumulated)
+    if any(map(_is_accumulated, accumulates)):
+        raise ValueError(
+            "row_sparse=True cannot accumulate gradients (optax.MultiSteps): rows that the last of "
+            "the steps does not hold would lose theirs."
+        )
     trained = run.recipe.split(held.guide)[0]
     fresh = jax.eval_shape(run.transformation(held.step, held.guide).init, trained)
     shapes = [jax.tree.map(jnp.shape, x) for x in (fresh, held.opt_state)]
@@ -221,6 +227,10 @@ def _require_moments(held: Moving, run: Run) -> None:
             "trained parameters, such as optax.adam; this one keeps something else (optax.masked "
             "and optax.multi_transform do). Use trainable= to leave parameters out."
         )
+
+
+def _is_accumulated(x: Any) -> bool:
+    return isinstance(x, optax.MultiStepsState)
 
 
 def _step_on_all(moving: Moving, run: Run, batch: Batch) -> tuple[Moving, Float[Array, ""]]:
