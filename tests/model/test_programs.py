@@ -250,6 +250,25 @@ def test_sites_inside_a_transformation_are_refused(how, key):
             use()
 
 
+def test_plates_and_keys_inside_a_transformation_are_refused(key):
+    @jax.jit
+    def subsampled():
+        with gx.plate("rows", 3, 2) as rows:
+            return rows
+
+    for inner, what in (
+        (subsampled, "plate 'rows'"),
+        (jax.jit(gx.prng_key), r"gx.prng_key\(\)"),
+    ):
+
+        def model(inner=inner):
+            inner()
+            gx.sample("z", distrax.Normal(0.0, 1.0))
+
+        with pytest.raises(ValueError, match=f"{what} is inside a JAX transformation"):
+            gx.AutoNormal(model, key=key)
+
+
 def test_a_user_composes_guides_as_pytrees(key):
     X, y = regression_data()
     guide = gx.AutoNormal(regression, X, y, key=key)

@@ -100,6 +100,7 @@ class _Runner(Messenger):
         self._trace_state = get_opaque_trace_state(convention="guidax")
 
     def process(self, msg: Message) -> None:
+        self._require_in_the_open(msg)
         if msg.kind == "plate":
             self._choose_rows(msg)
         elif msg.kind == "param" and msg.value is None:
@@ -110,8 +111,6 @@ class _Runner(Messenger):
             msg.key = self._keys.next()
 
     def finish(self, msg: Message) -> None:
-        if msg.kind in ("sample", "deterministic", "param"):
-            self._require_in_the_open(msg)
         for p in msg.plates:
             self._record_plate(p)
         if msg.kind == "sample":
@@ -123,21 +122,22 @@ class _Runner(Messenger):
             self._record_param(msg)
 
     def _require_in_the_open(self, msg: Message) -> None:
-        """Refuse a site inside a transformation that the model applies.
+        """Refuse a site, plate or key inside a transformation that the program applies.
 
         Its value cannot leave that, and a second run, for which JAX may take the first one's
         program, would not see it.
 
         Raises:
-            ValueError: If the site is inside one.
+            ValueError: If it is inside one.
         """
         if get_opaque_trace_state(convention="guidax") != self._trace_state:
+            kind = {"prng_key": "gx.prng_key()", "plate": f"plate {msg.name!r}"}
+            what = kind.get(msg.kind, f"site {msg.name!r}")
             raise ValueError(
-                f"site {msg.name!r} is inside a JAX transformation that the model applies "
-                "(jax.jit, jax.vmap, lax.scan, ...), which hides it. guidax compiles the model by "
-                "itself, so take jax.jit off; in the place of jax.vmap write a gx.plate; and draw "
-                "all steps of a scan as one site before it (NumPyro's own scan works in a NumPyro "
-                "model)."
+                f"{what} is inside a JAX transformation that the model applies (jax.jit, jax.vmap, "
+                "lax.scan, ...), which hides it. guidax compiles the model by itself, so take "
+                "jax.jit off; in the place of jax.vmap write a gx.plate; and draw all steps of a "
+                "scan as one site before it (NumPyro's own scan works in a NumPyro model)."
             )
 
     def _choose_rows(self, msg: Message) -> None:
