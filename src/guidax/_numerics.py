@@ -91,7 +91,7 @@ def map_at_a_time(
     outputs: list[tuple[Any, list[jax.ShapeDtypeStruct]]] = []
 
     def filled(x: Any) -> list[Array]:
-        leaves, treedef = jax.tree.flatten(function(x))
+        leaves, treedef = jax.tree.flatten(jax.tree.map(jnp.asarray, function(x)))
         outputs.append((treedef, [jax.ShapeDtypeStruct(y.shape, y.dtype) for y in leaves]))
         return [y for y in leaves if y.size]
 

@@ -277,12 +277,14 @@ def test_wrong_arguments(key):
     guide = guide_with(TARGET, 1.0)
     with refused_type("a random key, then a guide"):
         gx.diagnose(guide, key)
-    with pytest.raises(ValueError, match="num_samples counts draws"):
+    with pytest.raises(ValueError, match="num_samples is at least 1"):
         gx.diagnose(key, guide, num_samples=0)
-    with pytest.raises(ValueError, match="batch_size counts draws"):
+    with pytest.raises(ValueError, match="batch_size is at least 1"):
         gx.diagnose(key, guide, batch_size=0)
-    with pytest.raises(ValueError, match="num_samples counts draws"):
+    with pytest.raises(ValueError, match="num_samples is at least 1"):
         gx.diagnose(key, guide, num_samples=30).resample(key, 0)
+    with refused_type("resample takes a random key first"):
+        gx.diagnose(key, guide, num_samples=30).resample(3, 2)
     observed = gx.AutoNormal(regression, X, LABELS, key=key)
     with pytest.raises(ValueError, match="latent site 'y' has no value"):
         gx.diagnose(key, observed, X, num_samples=30)

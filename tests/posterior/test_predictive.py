@@ -82,6 +82,16 @@ def test_a_few_at_a_time_where_a_site_is_empty(key):
     assert found.draws["slopes"].shape == (25, 0) and jnp.isfinite(found.elbo)
 
 
+def test_a_few_at_a_time_where_a_site_is_a_number(key):
+    def model():
+        numpyro.sample("z", dist.Normal(0.0, 1.0))
+        numpyro.deterministic("c", 3.0)
+
+    guide = gx.AutoNormal(gx.from_numpyro(model), key=key)
+    draws = guide.sample_posterior(key, sample_shape=(5,), batch_size=2)
+    np.testing.assert_array_equal(draws["c"], np.full(5, 3.0))
+
+
 def test_posterior_predictive_takes_draws_and_computes_the_rest_anew(key):
     slope = jnp.full((2, MANY // 2), 3.0).at[1].set(-2.0)
     stale = jnp.zeros((2, MANY // 2, 5))
@@ -298,7 +308,7 @@ def test_errors_at_construction(key):
         gx.Predictive(line)
     with pytest.raises(ValueError, match="leave num_samples out; got 3"):
         gx.Predictive(line, draws, 3)
-    with pytest.raises(ValueError, match="num_samples counts draws"):
+    with pytest.raises(ValueError, match="num_samples is at least 1"):
         gx.Predictive(line, num_samples=0)
     with refused_type("batch_size is a Python integer"):
         gx.Predictive(line, draws, batch_size=True)

@@ -282,10 +282,12 @@ def test_errors(key, guide, monkeypatch):
     def call(*args, **options):
         return gx.to_arviz(key, guide, *args, num_samples=2, groups=[], **options)
 
-    with pytest.raises(ValueError, match=r"no groups \['priors'\]"):
+    with pytest.raises(ValueError, match=r"no groups \['priors'\].*always posterior"):
         gx.to_arviz(key, guide, EFFECT, ERROR, groups=["priors"])
     with pytest.raises(ValueError, match="not known inside a transformation"):
         jax.jit(lambda key: gx.to_arviz(key, guide, EFFECT, ERROR))(key)
+    with pytest.raises(ValueError, match="not known inside a transformation"):
+        jax.jit(lambda effect: gx.to_arviz(key, guide, effect, ERROR))(EFFECT)
     with refused_type("groups takes a list"):
         gx.to_arviz(key, guide, EFFECT, ERROR, groups="prior")
     with pytest.raises(ValueError, match=r"\['effect'\] are neither observed"):

@@ -26,10 +26,10 @@ class Dynamics(eqx.Module):
     near zero where step sizes start, hardly moves, and a clip has no gradient beyond its bounds.
     Leading axes, if there are any, are those of rows that have parameters of their own.
 
-    The last temperature starts at one, as it is in Zhang et al. 2021, and may leave it. At one, a
-    last step that keeps the energy adds nothing to the bound to first order in its size, so that
-    noise shrinks it to nothing. Geffner and Domke 2021 never move at one: their last temperature is
-    learned, below one.
+    The last temperature starts at one, as in Zhang et al. 2021, and is learned. Held at one, what
+    the last step adds to the bound vanishes to first order in its size, so that the noise of the
+    gradients shrinks the step to nothing. Geffner and Domke 2021 do not meet this: the last
+    temperature at which they move is learned, below one.
 
     Attributes:
         raw_speed: Speed of each coordinate.

@@ -63,18 +63,21 @@ def as_points(latents: Mapping[str, ArrayLike], ignored: Container[str]) -> dict
     """Return latents as arrays, without the sites that are ignored.
 
     Raises:
-        TypeError: If they are no dictionary of arrays.
+        TypeError: If they are no dictionary of arrays of real numbers.
     """
     if not isinstance(latents, Mapping):
         raise TypeError(
             "latents is a dictionary from site to value, as guide.sample_posterior returns it; got "
             f"{type(latents).__name__}."
         )
-    return {
+    found = {
         name: as_array(f"latents[{name!r}]", value)
         for name, value in latents.items()
         if name not in ignored
     }
+    if complex_ones := sorted(name for name, x in found.items() if jnp.iscomplexobj(x)):
+        raise TypeError(f"latents are real, but the values of {complex_ones} are complex.")
+    return found
 
 
 def over_points(

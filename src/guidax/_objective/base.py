@@ -56,7 +56,7 @@ class AbstractObjective(eqx.Module):
             One number, in nats.
 
         Raises:
-            TypeError: If no guide comes first or no random key second, or the arguments do not fit
+            TypeError: If a guide and one random key do not come first, or the arguments do not fit
                 the model.
             ValueError: If parameters of the guide and rows of the arguments would not match, or a
                 latent has no value.

@@ -104,8 +104,10 @@ class Diagnosis(eqx.Module):
             Site to draws.
 
         Raises:
+            TypeError: If no random key comes first, or `num_samples` is no integer.
             ValueError: If `num_samples` is less than 1, or for several diagnoses at once.
         """
+        require_key("resample", key)
         self._require_one()
         number = positive("num_samples", num_samples)
         weights = jnp.exp(self.smoothed_log_weights)

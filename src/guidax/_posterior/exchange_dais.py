@@ -28,6 +28,11 @@ from .._model.matrix_maps import ScaledUnitLowerCholesky
 from .._numerics import filled_like, is_traced
 from .._numerics import inverse_softplus as inverse_softplus_of
 
+_HOW = (
+    "To export, train what NumPyro's moves share: fit(trainable=lambda guide: (guide.family.base, "
+    "guide.family.dynamics.raw_gain, guide.family.dynamics.raw_damping))."
+)
+
 Read = Callable[[str, Array], Array]  # name, an array of the wanted shape and dtype -> value
 
 
@@ -197,8 +202,7 @@ def _require_last_temperature_one(raw_last: Array) -> None:
     worst = logs[np.argmax(np.abs(logs))]
     if worst:
         raise ValueError(
-            f"NumPyro's last temperature is one; this guide's is {np.exp(worst):.4g}. Train with "
-            "raw_last fixed (fit(trainable=...)) to export."
+            f"NumPyro's last temperature is one; this guide's is {np.exp(worst):.4g}. {_HOW}"
         )
 
 
@@ -215,8 +219,7 @@ def _line(
     if np.max(np.abs(s - 1)) > tolerance:
         raise ValueError(
             f"NumPyro's moves have speed one in every coordinate; this guide's speeds lie between "
-            f"{s.min():.4g} and {s.max():.4g}. Train with raw_speed fixed "
-            "(fit(trainable=...)) to export."
+            f"{s.min():.4g} and {s.max():.4g}. {_HOW}"
         )
     means = [np.mean(each, axis=-1, keepdims=True) for each in (x, y)]
     dx, dy = x - means[0], y - means[1]
