@@ -99,16 +99,23 @@ def elbos(guide, *args, count=4000):
 
 @pytest.mark.slow
 def test_the_elbo_grows_with_the_number_of_steps(key):
+    covariance = 0.9 ** np.abs(np.subtract.outer(np.arange(6), np.arange(6)))
+
+    def chain():
+        gx.sample("x", full_normal(jnp.zeros(6), covariance))
+
     found = []
-    for K in (1, 2, 4):
-        guide = gx.AutoDAIS(ridge, key=key, K=K, eta_max=0.5, eta_init=0.05)
+    for K in (1, 4, 16):
+        guide = gx.AutoDAIS(chain, key=key, K=K, eta_max=0.5, eta_init=0.05)
         result = gx.fit(key, guide, steps=5_000, progress=False, objective=gx.ELBO(4))
         each = elbos(result.guide, count=20_000)
         error = each.std() / len(each) ** 0.5
         assert each.mean() < 5 * error  # the evidence is one
         found.append(each.mean())
-    mean_field = 2 * 0.5 * np.log(1 - 0.98**2)  # of the best independent normal
-    assert mean_field < found[0] - 0.5 < found[1] - 1 and found[1] < found[2]
+    # The best independent normal has the conditional variances: its ELBO is by algebra.
+    precisions = np.diag(np.linalg.inv(covariance))
+    mean_field = -0.5 * (np.log(precisions).sum() + np.linalg.slogdet(covariance)[1])
+    assert mean_field < found[0] - 0.3 < found[1] - 0.8 and found[1] < found[2] - 0.1
 
 
 def test_the_last_step_goes_on_moving(key):
@@ -201,7 +208,7 @@ def test_a_fitted_guide_is_where_the_base_starts(key):
     spread = np.asarray(both[0]).std(axis=0)
     gap = np.abs(np.asarray(both[0]).mean(axis=0) - np.asarray(both[1]).mean(axis=0))
     assert np.all(gap < 7 * spread / 4000**0.5)
-    fitted = gx.fit(key, guide, DATA, steps=300, progress=False).guide
+    fitted = gx.fit(key, guide, DATA, steps=300, progress=False, objective=gx.ELBO(8)).guide
     assert elbos(fitted, DATA).mean() > elbos(base, DATA).mean() - 0.02
     assert distance(fitted.family.base, base.family) > 0  # it is trained along
 

@@ -61,8 +61,9 @@ def fit(
         learning_rate: A number, or a schedule: a function of the step. None is what the guide names
             for the default optimizer (0.5 for independent normals and 0.3 for others, less in more
             than 30 and 83 dimensions; 0.3 for points; 0.01 for flows, but 0.005 for splines,
-            for annealed guides, and where the model has a module's arrays in it; where parts
-            differ, the least, and for faster parts up to three times that), and 0.01 for another.
+            for annealed guides, whose bases go up to ten times as fast, and where the model has a
+            module's arrays in it; where parts differ, the least, and for faster parts up to three
+            times that), and 0.01 for another.
         objective: What to minimise, such as `gx.ELBO(num_particles=10)`.
         batches: In place of the model's arguments: a function of the step, counted from 0, that
             returns a `gx.Batch`, or an iterable of them, all of one structure. They are read on the
