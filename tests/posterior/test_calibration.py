@@ -185,9 +185,9 @@ def test_what_cannot_be_simulated_is_refused(key):
         calibrate(model, DESIGN, observe=[])
     with refused_type("a list of names"):
         calibrate(model, DESIGN, observe="y")
-    with pytest.raises(ValueError, match="num_replications counts"):
+    with pytest.raises(ValueError, match="num_replications is at least 1"):
         gx.calibrate(key, gx.AutoNormal, model, DESIGN, observe=["y"], steps=1, num_replications=0)
-    with pytest.raises(ValueError, match="num_draws counts"):
+    with pytest.raises(ValueError, match="num_draws is at least 1"):
         calibrate(model, DESIGN, observe=["y"], num_draws=0)
     with pytest.raises(ValueError, match="learning_rate is a positive number"):
         calibrate(model, DESIGN, observe=["y"], learning_rate=-1.0)

@@ -277,7 +277,7 @@ def test_what_samplers_cannot_take_is_refused(key):
         density.inverse_mass_matrix("dense", rank=2)
     with pytest.raises(ValueError, match="rank lies between 1 and the dimension 4"):
         density.inverse_mass_matrix("low_rank", rank=5)
-    with pytest.raises(ValueError, match="num_chains counts"):
+    with pytest.raises(ValueError, match="num_chains is at least 1"):
         density.initial(key, 0)
     with pytest.raises(TypeError, match="AutoNormal has no map from noise"):
         gx.NeuTraDensity(guide, X, labels)

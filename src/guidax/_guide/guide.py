@@ -68,7 +68,7 @@ class AutoGuide(eqx.Module):
         self.model, self.family, self.structure = model, family, structure
         self.admitted = admitted
         self.create_plates = None if create_plates is None else Static(create_plates)
-        self.ranks = _ranks(family)
+        self.ranks = ranks_of(family)
 
     def sample_posterior(
         self,
@@ -255,7 +255,7 @@ class AutoGuide(eqx.Module):
 
     def _require_one(self) -> None:
         """Refuse several guides in one, whose densities would be added up."""
-        ranks = _ranks(self.family)
+        ranks = ranks_of(self.family)
         more = {now - then for now, then in zip(ranks, self.ranks, strict=False)}
         if len(ranks) == len(self.ranks) and len(more) == 1 and more.pop() > 0:
             raise ValueError(
@@ -388,7 +388,8 @@ class AutoContinuous(AutoGuide):
         return family
 
 
-def _ranks(family: AbstractFamily) -> tuple[int, ...]:
+def ranks_of(family: AbstractFamily) -> tuple[int, ...]:
+    """Return how many axes each leaf of one guide's family has."""
     return tuple(jnp.ndim(x) for x in jax.tree.leaves(family))
 
 

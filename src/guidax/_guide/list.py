@@ -23,7 +23,7 @@ from .._model.strategies import Strategy, as_strategy, by_site, init_to_uniform
 from .._model.structure import describe
 from .._types import Key
 from .begin import begin
-from .guide import AutoContinuous, AutoGuide
+from .guide import AutoContinuous, AutoGuide, ranks_of
 from .laplace import normal_at
 from .parts import Part, family_of, given_strategy, strategy_of
 
@@ -110,6 +110,8 @@ class AutoGuideList(AutoGuide):
                 "append takes a guide built on a blocked model; got "
                 f"{type(part).__name__}. Constructors and programs go into parts=."
             )
+        self._require_one()
+        part._require_one()
         known = {s.name: s for s in self.structure.latents}
         taken = {s.name for s in self.family.sites}
         for site in part.family.sites:
@@ -202,6 +204,7 @@ class AutoGuideList(AutoGuide):
         for field in dataclasses.fields(self):
             object.__setattr__(new, field.name, getattr(self, field.name))
         object.__setattr__(new, "family", Product(parts))
+        object.__setattr__(new, "ranks", ranks_of(new.family))
         return new
 
 
