@@ -20,16 +20,6 @@ from flows import regression, regression_data
 import guidax as gx
 
 STEPS, DRAWS, ELBO_DRAWS = 2_000, 10_000, 20_000
-
-
-def from_fitted(model, *args, key):
-    """Return an annealed guide whose base, a full covariance, has been fitted."""
-    base = gx.AutoMultivariateNormal(model, *args, key=key)
-    base = gx.fit(key, base, *args, steps=STEPS, progress=False).guide
-    options = {"K": 8, "base_dist": base, "whiten": True, "eta_max": 1.0}
-    return gx.AutoDAIS(base.model, *args, key=key, **options)
-
-
 GUIDES = {
     "AutoDelta": gx.AutoDelta,
     "AutoNormal": gx.AutoNormal,
@@ -44,7 +34,6 @@ GUIDES = {
     "AutoDAIS, K=8, whitened, full covariance": functools.partial(
         gx.AutoDAIS, K=8, base_dist="cholesky", whiten=True, eta_max=1.0
     ),
-    "AutoDAIS, the same from a fitted covariance": from_fitted,
 }
 
 
