@@ -54,7 +54,8 @@ class AutoDAIS(AutoGuide):
             independent coordinates or a full covariance, a constructor of a continuous guide, or a
             guide, fitted or not, whose parameters are where the base starts. Parameters of the
             model come from `model`: to keep those of a fitted guide pass `fitted.model`.
-        eta_init: Starting step size.
+        eta_init: Starting step size. With another `eta_max` take a tenth of it: noise may take one
+            that is closer to zero there, to stay.
         eta_max: Bound of the step sizes. Where fitted ones end at it, as `dynamics` shows, a larger
             one helps.
         gamma_init: Starting damping: the share of a momentum that is kept from step to step.

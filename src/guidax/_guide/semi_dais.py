@@ -58,7 +58,8 @@ class AutoSemiDAIS(AutoGuide):
             model language and may be a module: an encoder. A module may stand for its program. None
             is an independent normal for each coordinate of each row.
         K: Number of steps.
-        eta_init: Starting step size.
+        eta_init: Starting step size. With another `eta_max` take a tenth of it: noise may take one
+            that is closer to zero there, to stay.
         eta_max: Bound of the step sizes.
         gamma_init: Starting damping: the share of a momentum that is kept from step to step.
         init_loc_fn: Where the search starts, for all latents: a strategy, or a function of a site

@@ -52,7 +52,8 @@ class AutoSurrogateLikelihoodDAIS(AutoGuide):
             program. None if it takes none.
         K: As of `AutoDAIS`, and so are the others.
         base_dist: What draws where the moves begin.
-        eta_init: Starting step size.
+        eta_init: Starting step size. With another `eta_max` take a tenth of it: noise may take one
+            that is closer to zero there, to stay.
         eta_max: Bound of the step sizes.
         gamma_init: Starting damping.
         init_loc_fn: Where the base's mean starts, unless `base_dist` is a `functools.partial` with
