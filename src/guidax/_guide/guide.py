@@ -55,7 +55,7 @@ class AutoGuide(eqx.Module):
     structure: Structure = eqx.field(static=True, repr=False)
     admitted: tuple[str, ...] = eqx.field(static=True)
     create_plates: Static | None = eqx.field(static=True)
-    ranks: tuple[int, ...] = eqx.field(static=True, repr=False)
+    ranks: tuple[int, ...] = eqx.field(static=True, repr=False)  # of the leaves of one family
 
     def __init__(
         self,
