@@ -172,7 +172,7 @@ def test_methods_take_one_random_key(key):
                 draw(keys, data)
         assert draw(words, data)
     for summary in (guide.median, lambda data, key: guide.quantiles(0.5, data, key=key)):
-        with refused_type("takes key=, a random key such as .*; got 0"):
+        with refused_type("takes key=, a random key, such as .*; got 0"):
             summary(data, key=0)
         with refused_type(r"one random key; got an array of keys"):
             summary(data, key=several)

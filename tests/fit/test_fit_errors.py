@@ -328,7 +328,7 @@ def test_leaves_of_the_guide_are_arrays_of_floats(guide, key):
 def test_guides_are_built_with_a_random_key(guide):
     for bad in (3, None, jnp.asarray(3)):
         with refused_type(
-            r"AutoNormal takes key=, a random key such as jax\.random\.key\(0\); got"
+            r"AutoNormal takes key=, a random key, such as jax\.random\.key\(0\); got"
         ):
             gx.AutoNormal(ConjugateNormal.model, DATA, key=bad)
     words = jax.random.PRNGKey(0)

@@ -201,7 +201,7 @@ def test_a_guide_comes_before_the_key(key):
     guide = gx.AutoNormal(ConjugateNormal.model, DATA, key=key)
     with refused_type("a guide, then a random key; got .*Key.* and AutoNormal"):
         gx.ELBO()(key, guide, DATA)
-    with refused_type("a guide, then a random key such as .*; got 0"):
+    with refused_type("a guide, then a random key, such as .*; got 0"):
         gx.ELBO()(guide, 0, DATA)
     with refused_type(r"one random key; got an array of keys of shape \(2,\)"):
         gx.ELBO()(guide, jax.random.split(key), DATA)
