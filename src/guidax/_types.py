@@ -67,7 +67,7 @@ def positive(name: str, number: Any) -> int:
         ValueError: If it is less than 1.
     """
     if not is_integer(number):
-        raise TypeError(f"{name} is a Python integer, since shapes depend on it; got {number!r}.")
+        raise TypeError(f"{name} is a Python integer; got {number!r}.")
     if number < 1:
         raise ValueError(f"{name} is at least 1; got {number}.")
     return int(number)

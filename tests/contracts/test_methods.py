@@ -191,7 +191,7 @@ def test_numbers_of_draws_are_positive_integers(key):
             guide.quantiles(0.5, y, num_samples=bad)
         with pytest.raises(ValueError, match=f"batch_size is at least 1; got {bad}"):
             guide.sample_posterior(key, y, sample_shape=(3,), batch_size=bad)
-    with refused_type(r"batch_size is a Python integer, .*; got 2.5"):
+    with refused_type("batch_size is a Python integer; got 2.5"):
         guide.sample_posterior(key, y, sample_shape=(3,), batch_size=2.5)
     for bad in (5, (2.5,), "ab", (True,)):
         with refused_type(r"sample_shape is a tuple of sizes, like \(1000,\); got"):

@@ -283,7 +283,7 @@ def result(guide):
 
 @pytest.mark.parametrize("steps", [0, -1])
 def test_steps_are_at_least_one(guide, result, key, steps):
-    message = f"steps counts updates, so it is at least 1; got {steps}"
+    message = f"steps is at least 1; got {steps}"
     with pytest.raises(ValueError, match=message):
         gx.fit(key, guide, DATA, steps=steps, progress=False)
     with pytest.raises(ValueError, match=message):

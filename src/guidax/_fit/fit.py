@@ -13,9 +13,9 @@ from .._guide.guide import AutoGuide
 from .._model.batch import Batch, options_of
 from .._objective.base import AbstractObjective
 from .._objective.elbo import ELBO
-from .._types import Key, require_key
+from .._types import Key, positive, require_key
 from .checkpoint import Checkpoint
-from .loop import require_steps, train
+from .loop import train
 from .progress import Progress
 from .recipe import OnNonfinite, Optimizer, Schedule, make_recipe
 from .result import FitResult, conclude
@@ -109,7 +109,7 @@ def fit(
             finite have been skipped.
     """
     _require(key, guide, objective)
-    require_steps(steps)
+    steps = positive("steps", steps)
     recipe, rate = make_recipe(
         guide,
         optimizer,

@@ -12,7 +12,6 @@ from jaxtyping import Array, Float
 from .._caller import warn_caller
 from .._model.batch import Batch, as_batch
 from .._numerics import from_host, is_traced
-from .._types import is_integer
 from .checkpoint import Checkpoint, Log
 from .progress import Pace, Progress, Report
 from .source import CAPACITY, AbstractSource, Batches, OneBatch
@@ -26,19 +25,6 @@ class Outcome(NamedTuple):
     moving: Moving
     losses: Float[Array, " steps"]
     bad_batch: Batch | None
-
-
-def require_steps(steps: Any) -> None:
-    """Refuse anything but a positive Python integer.
-
-    Raises:
-        TypeError: If it is no integer.
-        ValueError: If it is less than 1.
-    """
-    if not is_integer(steps):
-        raise TypeError(f"steps is a Python integer; got {steps!r}.")
-    if steps < 1:
-        raise ValueError(f"steps counts updates, so it is at least 1; got {steps}.")
 
 
 def train(

@@ -20,7 +20,6 @@ from .._objective.base import AbstractObjective
 from .._objective.elbo import ELBO
 from .._types import Key, positive, require_key
 from .fit import fit
-from .loop import require_steps
 from .recipe import OnNonfinite, Optimizer, Schedule
 from .result import FitResult
 
@@ -119,7 +118,7 @@ def fit_restarts(
         ValueError: If one of these is less than 1, if no member has a finite ELBO, or as `fit`.
     """
     require_key("fit_restarts", key)
-    require_steps(steps)
+    steps = positive("steps", steps)
     num_restarts = positive("num_restarts", num_restarts)
     num_samples = positive("num_samples", num_samples)
     if not callable(make_guide):

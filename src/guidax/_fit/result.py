@@ -13,8 +13,9 @@ from jaxtyping import Array, Float, Int
 from .._guide.guide import AutoGuide
 from .._model.batch import Batch, options_of
 from .._numerics import all_finite, is_traced
+from .._types import positive
 from .checkpoint import Checkpoint
-from .loop import Outcome, require_steps, train
+from .loop import Outcome, train
 from .progress import Progress
 from .update import Moving, Run, as_int32, continued
 
@@ -94,7 +95,7 @@ class FitResult(eqx.Module):
                 damaged.
             NonFiniteError: If a loss, gradient or update is not finite.
         """
-        require_steps(steps)
+        steps = positive("steps", steps)
         if not is_traced(self.state):
             self._require_resumable()
         old = self.state.run
