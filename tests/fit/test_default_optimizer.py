@@ -144,6 +144,14 @@ def test_moves_from_a_wide_flow_take_its_smaller_steps(key):
     np.testing.assert_allclose(found, [0.01, 0.005, 0.01])
 
 
+def test_the_base_of_moves_goes_in_its_own_units(key):
+    """At the rate of the moves, 0.01 falling to zero, 500 steps go no further than 3."""
+    model = lambda: gx.sample("z", distrax.Normal(20.0, 1.0))  # noqa: E731
+    guide = gx.AutoDAIS(model, key=key, K=1, init_loc_fn=gx.init_to_value({"z": 0.0}))
+    fitted = gx.fit(key, guide, steps=500, progress=False).guide
+    np.testing.assert_allclose(fitted.family.base.loc, 20.0, atol=0.5)
+
+
 def test_a_part_goes_at_most_three_times_as_fast_as_the_slowest(key):
     """The first step of Adam is as long as its rate, in units: one for points and flows."""
 
