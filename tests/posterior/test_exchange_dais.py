@@ -131,6 +131,9 @@ def test_moves_that_numpyro_does_not_make_are_named(key):
     faster = eqx.tree_at(lambda g: g.family.dynamics.raw_speed, ours, jnp.array([1.0, 2.0, 3.0]))
     with pytest.raises(ValueError, match="speed one.*between 1.313 and 3.049"):
         gx.to_numpyro_params(faster, y)
+    shared = lambda g: (g.family.base, g.family.dynamics.raw_gain, g.family.dynamics.raw_damping)  # noqa: E731
+    trained = gx.fit(key, ours, y, steps=5, progress=False, trainable=shared).guide
+    assert gx.to_numpyro_params(trained, y)["auto_gamma"] != params["auto_gamma"]
     hotter = eqx.tree_at(lambda g: g.family.dynamics.raw_last, ours, jnp.log(1.25))
     with pytest.raises(ValueError, match=r"last temperature is one; this guide's is 1\.25\."):
         gx.to_numpyro_params(hotter, y)

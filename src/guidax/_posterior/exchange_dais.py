@@ -29,8 +29,8 @@ from .._numerics import filled_like, is_traced
 from .._numerics import inverse_softplus as inverse_softplus_of
 
 _HOW = (
-    "To export, train what NumPyro's moves share: fit(trainable=lambda guide: (guide.family.base, "
-    "guide.family.dynamics.raw_gain, guide.family.dynamics.raw_damping))."
+    "To export, train what NumPyro's moves share, by fit(trainable=...): the base, and of its "
+    "dynamics raw_gain and raw_damping."
 )
 
 Read = Callable[[str, Array], Array]  # name, an array of the wanted shape and dtype -> value
