@@ -69,7 +69,7 @@ def _masked(layer: Array, mask: np.ndarray | None) -> Array:
     if mask is None:
         return layer
     rows = np.ones((layer.shape[0] - mask.shape[0], 1), bool) & np.ones(mask.shape[1], bool)
-    return layer * np.concatenate([mask, rows]).astype(layer.dtype)
+    return jnp.where(np.concatenate([mask, rows]), layer, 0)  # faster than times numbers
 
 
 def make_networks(
