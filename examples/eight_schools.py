@@ -79,7 +79,7 @@ GUIDES = {
     "full rank": gx.AutoMultivariateNormal,
     "IAF": gx.AutoIAFNormal,
     "RealNVP": gx.AutoRealNVPNormal,
-    "DAIS": functools.partial(gx.AutoDAIS, K=4, whiten=True, eta_init=0.1, eta_max=1.0),
+    "DAIS": functools.partial(gx.AutoDAIS, K=4, whiten=True, eta_max=1.0),
 }
 MODELS = {"centred": centred, "non-centred": noncentred}
 

@@ -149,6 +149,7 @@ def test_every_objective_takes_it(key):
 OPTIONS = [
     {"K": 5},
     {"eta_init": 0.02},
+    {"eta_max": 0.4},
     {"gamma_init": 0.5},
     {"init_scale": 0.5},
     {"init_loc_fn": gx.init_to_feasible()},
@@ -175,6 +176,10 @@ def test_no_option_is_ignored(key):
     np.testing.assert_allclose(values["damping"], 0.6, rtol=1e-5)
     np.testing.assert_allclose(values["speed"], np.ones(3), rtol=1e-5)
     np.testing.assert_allclose(values["gain"], np.ones(3), rtol=1e-5)
+    # Unless told otherwise they start at a tenth of their bound.
+    for bound in (0.1, 1.0):
+        values = gx.AutoDAIS(gaussian, DATA, key=key, eta_max=bound).dynamics()
+        np.testing.assert_allclose(values["step_size"], bound / 10, rtol=1e-5)
     full = gx.AutoDAIS(gaussian, DATA, key=key, base_dist="cholesky")  # at first the same normal
     assert full.family.base.raw_scale_tril.shape == (6,)
     other = gx.AutoDAIS(gaussian, DATA, key=jax.random.key(5))

@@ -237,9 +237,7 @@ ARGUMENTS = {
 @pytest.mark.parametrize("name", ARGUMENTS)
 def test_no_argument_is_ignored(name, key):
     def draw(**options):
-        # A bound of step sizes is seen away from the start, where they are as asked under any.
         guide = gx.AutoSemiDAIS(hierarchy, DATA, key=key, **options)
-        guide = perturbed(guide, key, 0.1) if name == "eta_max" else guide
         return guide.dynamics(), guide.sample_posterior(key, DATA, sample_shape=(5,))
 
     moves, plain = draw()

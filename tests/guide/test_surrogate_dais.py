@@ -97,6 +97,7 @@ def test_draws_need_no_arguments(key):
 OPTIONS = [
     {"K": 5},
     {"eta_init": 0.02},
+    {"eta_max": 0.4},
     {"gamma_init": 0.5},
     {"init_scale": 0.5},
     {"init_loc_fn": gx.init_to_feasible()},

@@ -61,7 +61,7 @@ class Dynamics(eqx.Module):
         dtype: DTypeLike,
         *,
         K: int,
-        eta_init: float,
+        eta_init: float | None,
         eta_max: float,
         gamma_init: float,
         max_kick: float | None = None,
@@ -74,7 +74,7 @@ class Dynamics(eqx.Module):
             dim: Coordinates of one row.
             dtype: Of the parameters.
             K: Number of steps.
-            eta_init: Starting step size.
+            eta_init: Starting step size; None for a tenth of `eta_max`.
             eta_max: Bound of the step sizes.
             gamma_init: Starting damping.
             max_kick: As of `dais`.
@@ -89,12 +89,13 @@ class Dynamics(eqx.Module):
             return jnp.asarray(np.full(rows + shape, value, dtype))  # by NumPy: nothing compiles
 
         one = inverse_softplus(1.0)
+        share = 0.1 if eta_init is None else eta_init / eta_max
         return cls(
             raw_speed=full((dim,), one),
             raw_gain=full((dim,), one),
             raw_increments=full((K,), one),
             raw_last=full((), 0.0),
-            raw_step_size=full((K,), _inverse_soft_clip_of(eta_init / eta_max)),
+            raw_step_size=full((K,), _inverse_soft_clip_of(share)),
             raw_damping=full((), math.log(gamma_init / (1 - gamma_init))),
             eta_max=float(eta_max),
             max_kick=None if max_kick is None else float(max_kick),
@@ -160,7 +161,7 @@ class Dynamics(eqx.Module):
 
 
 def check_options(
-    K: int, eta_init: float, eta_max: float, gamma_init: float, max_kick: float | None
+    K: int, eta_init: float | None, eta_max: float, gamma_init: float, max_kick: float | None
 ) -> None:
     """Refuse options of the moves that are out of range.
 
@@ -173,10 +174,10 @@ def check_options(
         raise ValueError(
             f"eta_max bounds the step sizes, so it is a positive number; got {eta_max!r}. Try 0.1."
         )
-    if not (is_number(eta_init) and 0 < eta_init < eta_max):
+    if eta_init is not None and not (is_number(eta_init) and 0 < eta_init < eta_max):
         raise ValueError(
             f"eta_init is a step size, so it lies between 0 and eta_max = {eta_max!r}, without "
-            f"them; got {eta_init!r}. Try a tenth of eta_max."
+            f"them, or is None for a tenth of it; got {eta_init!r}."
         )
     if not (is_number(gamma_init) and 0 < gamma_init < 1):
         raise ValueError(

@@ -54,8 +54,8 @@ class AutoDAIS(AutoGuide):
             independent coordinates or a full covariance, a constructor of a continuous guide, or a
             guide, fitted or not, whose parameters are where the base starts. Parameters of the
             model come from `model`: to keep those of a fitted guide pass `fitted.model`.
-        eta_init: Starting step size. With another `eta_max` take a tenth of it: noise may take one
-            that is closer to zero there, to stay.
+        eta_init: Starting step size; None for a tenth of `eta_max`. Noise may take one that is
+            much closer to zero there, to stay.
         eta_max: Bound of the step sizes. Where fitted ones end at it, as `dynamics` shows, a larger
             one helps.
         gamma_init: Starting damping: the share of a momentum that is kept from step to step.
@@ -88,7 +88,7 @@ class AutoDAIS(AutoGuide):
         key: Key,
         K: int = 4,
         base_dist: Base = "diagonal",
-        eta_init: float = 0.01,
+        eta_init: float | None = None,
         eta_max: float = 0.1,
         gamma_init: float = 0.9,
         init_loc_fn: Strategy = init_to_uniform(),

@@ -58,8 +58,8 @@ class AutoSemiDAIS(AutoGuide):
             model language and may be a module: an encoder. A module may stand for its program. None
             is an independent normal for each coordinate of each row.
         K: Number of steps.
-        eta_init: Starting step size. With another `eta_max` take a tenth of it: noise may take one
-            that is closer to zero there, to stay.
+        eta_init: Starting step size; None for a tenth of `eta_max`. Noise may take one that is
+            much closer to zero there, to stay.
         eta_max: Bound of the step sizes.
         gamma_init: Starting damping: the share of a momentum that is kept from step to step.
         init_loc_fn: Where the search starts, for all latents: a strategy, or a function of a site
@@ -93,7 +93,7 @@ class AutoSemiDAIS(AutoGuide):
         global_guide: Part | AutoGuide | None = None,
         local_guide: Part | AutoGuide | eqx.Module | None = None,
         K: int = 4,
-        eta_init: float = 0.01,
+        eta_init: float | None = None,
         eta_max: float = 0.1,
         gamma_init: float = 0.9,
         init_loc_fn: Strategy | None = None,

@@ -52,8 +52,8 @@ class AutoSurrogateLikelihoodDAIS(AutoGuide):
             program. None if it takes none.
         K: As of `AutoDAIS`, and so are the others.
         base_dist: What draws where the moves begin.
-        eta_init: Starting step size. With another `eta_max` take a tenth of it: noise may take one
-            that is closer to zero there, to stay.
+        eta_init: Starting step size; None for a tenth of `eta_max`. Noise may take one that is
+            much closer to zero there, to stay.
         eta_max: Bound of the step sizes.
         gamma_init: Starting damping.
         init_loc_fn: Where the base's mean starts, unless `base_dist` is a `functools.partial` with
@@ -85,7 +85,7 @@ class AutoSurrogateLikelihoodDAIS(AutoGuide):
         surrogate: Batch | None = None,
         K: int = 4,
         base_dist: Base = "diagonal",
-        eta_init: float = 0.01,
+        eta_init: float | None = None,
         eta_max: float = 0.1,
         gamma_init: float = 0.9,
         init_loc_fn: Strategy = init_to_uniform(),
