@@ -12,10 +12,30 @@ from jaxtyping import Array
 from .._caller import warn_caller
 from .._model.batch import Batch, as_batch, options_of
 from .._model.indices import check_rows, with_named_rows
+from .._model.model import AbstractModel
 from .._model.program import as_model
-from .._model.start import Start, find_start
-from .._model.strategies import as_strategy, init_to_value
+from .._model.start import Start, find_start, require_continuous
+from .._model.strategies import as_strategy, by_site, init_to_value
+from .._model.structure import describe
+from .._model.trace import Structure
 from .._types import Key, require_key
+
+
+def look(
+    constructor: type, model: Any, args: tuple[Any, ...], kwargs: dict[str, Any], key: Key
+) -> tuple[AbstractModel, Batch, Structure]:
+    """Return a model, its arguments and its structure: what the choice of a strategy may need.
+
+    Raises:
+        TypeError: If the arguments do not fit the model, or `key` is no random key.
+        ValueError: If the model has a latent that no guide can draw, or none.
+    """
+    require_key(constructor.__name__, key, "key=, a random key")
+    model = as_model(model)
+    batch = as_batch(model, args, kwargs, options_of(constructor.__init__))
+    structure = describe(model, batch, key)
+    require_continuous(model, structure)
+    return model, batch, structure
 
 
 def begin(
@@ -80,13 +100,20 @@ def begin(
 
 def _check_values(strategy: Any, start: Start) -> None:
     """Warn of starting values that no site takes. A model that hides sites may be given them."""
-    if not isinstance(strategy, init_to_value):
-        return
     latents = [s.name for s in start.structure.latents]
-    if unknown := sorted(strategy.values.keys() - {*latents, *start.structure.deterministic}):
+    if unknown := sorted(_valued(strategy) - {*latents, *start.structure.deterministic}):
         warn_caller(
             f"init_to_value has values for {unknown}, which no latent takes: they are {latents}."
         )
+
+
+def _valued(strategy: Any) -> set[str]:
+    """Return the sites that a strategy, or one inside it, has values for."""
+    if isinstance(strategy, by_site):
+        return set().union(*map(_valued, strategy.strategies))
+    if isinstance(strategy, init_to_value):
+        return strategy.values.keys() | _valued(strategy.fallback)
+    return set()
 
 
 def _check_plates(start: Start, create_plates: Callable[..., Any]) -> None:

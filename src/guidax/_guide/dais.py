@@ -150,7 +150,7 @@ def base_of(start: Start, base_dist: Base, init_scale: float, key: Key) -> Abstr
     """Return the family that draws where the moves begin.
 
     Raises:
-        TypeError: If it is no family over one vector.
+        TypeError: If it is no family over one vector, or that of a stack of guides.
         ValueError: If it is over other latents.
     """
     if isinstance(base_dist, str):
@@ -158,9 +158,10 @@ def base_of(start: Start, base_dist: Base, init_scale: float, key: Key) -> Abstr
     made = base_dist
     if not isinstance(made, AutoGuide):
         made = made(start, key=random.fold_in(key, 1))
-    family = made.family if isinstance(made, AutoGuide) else None
-    if not isinstance(family, AbstractFlat):
+    if not (isinstance(made, AutoGuide) and isinstance(made.family, AbstractFlat)):
         raise _no_base(base_dist)
+    made._require_one()
+    family = made.family
     own = {s.name: s for s in family.sites}
     for site in start.structure.latents:
         if site.name not in own:

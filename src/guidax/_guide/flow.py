@@ -63,7 +63,7 @@ class AbstractAutoFlow(AutoContinuous):
             A guide with the distribution of `guide`.
 
         Raises:
-            TypeError: If `guide` is no such normal.
+            TypeError: If `guide` is no such normal, or this or that is a stack of guides.
             ValueError: If it has other sites, or another model.
         """
         family = self.family
@@ -71,6 +71,8 @@ class AbstractAutoFlow(AutoContinuous):
         given = getattr(guide, "family", None)
         if not isinstance(given, AbstractFamily):
             raise TypeError(f"warm_start takes a guide; got {guide!r}.")
+        self._require_one()
+        guide._require_one()
         own, other = ({s.name: s.shape for s in f.sites} for f in (family, given))
         if own != other:
             raise ValueError(

@@ -125,7 +125,9 @@ class AutoGuide(eqx.Module):
 
         Returns:
             The draws, and log q of each in constrained space, of shape `sample_shape`: the log
-            importance weight is `gx.log_joint(guide.model, draws, *args) - log_q`.
+            importance weight is `gx.log_joint(guide.model, draws, *args) - log_q`. Sites that are
+            drawn as points (`AutoDelta`) have no density and add zero, as in the ELBO: there is no
+            such weight for them.
         """
         require_key("sample_and_log_prob", key)
         options = options_of(AutoGuide.sample_and_log_prob)

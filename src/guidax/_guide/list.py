@@ -15,14 +15,12 @@ from .._family.flat import AbstractFlat
 from .._family.laplace import LaplacePoint
 from .._family.product import Product, leaves
 from .._family.program import ProgramFamily
-from .._model.batch import Batch, as_batch, options_of
+from .._model.batch import Batch, options_of
 from .._model.model import Restricted
-from .._model.program import as_model
-from .._model.start import Start, require_continuous
+from .._model.start import Start
 from .._model.strategies import Strategy, as_strategy, by_site, init_to_uniform
-from .._model.structure import describe
 from .._types import Key
-from .begin import begin
+from .begin import begin, look
 from .guide import AutoContinuous, AutoGuide, ranks_of
 from .laplace import normal_at
 from .parts import Part, family_of, given_strategy, strategy_of
@@ -75,10 +73,8 @@ class AutoGuideList(AutoGuide):
         if isinstance(model, Start):
             structure = model.structure
         else:
-            model = as_model(model)
-            batch = as_batch(model, args, kwargs, options_of(AutoGuideList.__init__))
-            structure = describe(model, batch, key)
-            require_continuous(model, structure)
+            model, batch, structure = look(AutoGuideList, model, args, kwargs, key)
+            args, kwargs = (batch,), {}
         names = tuple(s.name for s in structure.latents)
         shares = [] if parts is None else _shares(parts, names)
         if isinstance(model, Start):  # a part of another guide, which has found the start

@@ -17,15 +17,14 @@ from .._family.local_dais import LocalDAIS, num_rows, row_width
 from .._family.normal import MeanFieldNormal, raw_scale_of
 from .._family.product import Product, leaves
 from .._family.vector import dtype_of
-from .._model.batch import as_batch, options_of
 from .._model.locality import require_local
 from .._model.program import as_model
-from .._model.start import Start, find_start
+from .._model.start import Start
 from .._model.strategies import Strategy, as_strategy, by_site, init_to_feasible
-from .._model.structure import describe
 from .._model.target import Target
 from .._model.trace import Indices, Structure
 from .._types import Key
+from .begin import begin, look
 from .guide import AutoGuide
 from .normal import AutoNormal
 from .parts import Part, earlier_draw, family_of, strategy_of
@@ -161,11 +160,7 @@ def _begin(
     """Search a start; a `Start` in the place of the model is passed on."""
     if isinstance(model, Start):
         return model
-    model = as_model(model)
-    batch = as_batch(model, args, kwargs, options_of(AutoSemiDAIS.__init__))
-    structure = describe(model, batch, key)
-    if structure.obstacles or not structure.latents:  # the search says what is wrong
-        return find_start(model, batch, key, init_to_feasible())
+    model, batch, structure = look(AutoSemiDAIS, model, args, kwargs, key)
     plate = _find_plate(structure, batch.rows, subsample_plate)
     first, local = _share_out(structure, plate, global_guide)
     if init_loc_fn is not None:
@@ -174,7 +169,7 @@ def _begin(
         # Row by row, a far start costs more than it can teach.
         of_site = tuple((n, int(n in local)) for n in (*first, *local))
         strategy = by_site((_global_strategy(global_guide), init_to_feasible()), of_site)
-    return find_start(model, batch, key, strategy)
+    return begin(AutoSemiDAIS, model, (batch,), {}, key, strategy)
 
 
 def _global_strategy(guide: Any) -> Any:
@@ -189,6 +184,7 @@ def _global_family(start: Start, names: tuple[str, ...], guide: Any, key: Key) -
         ValueError: If it trains as a point that something else takes the place of.
     """
     if isinstance(guide, AutoGuide):
+        guide._require_one()
         family = guide.family
     else:
         family = family_of(start, names, AutoNormal if guide is None else guide, (), key)
@@ -216,6 +212,7 @@ def _local_family(
         ValueError: If it draws other latents, or has no density for each row.
     """
     if isinstance(guide, AutoGuide):
+        guide._require_one()
         specs = {s.name: s for s in start.structure.latents if s.name in names}
         _require_sites(guide, specs, "local_guide")
         family = guide.family

@@ -10,12 +10,15 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import dtypes
+from jax import dtypes, random
 from jax.typing import ArrayLike
 from jaxtyping import Array, Int
 
 from .._numerics import is_traced, strong
+from .._types import is_typed_key
 from .static import Static
+
+_KEYS = "random keys of "  # before the name of their generator, in the place of a dtype
 
 
 class Layout(NamedTuple):
@@ -110,6 +113,8 @@ class Batch(eqx.Module):
     def bound_to(self, signature: inspect.Signature, name: str) -> Batch:
         """Return the same arguments in the one order that the signature gives them.
 
+        A static default that is written out is left out: with or without, it is one program.
+
         Raises:
             TypeError: If the arguments do not fit the signature.
         """
@@ -121,6 +126,8 @@ class Batch(eqx.Module):
                 f"the arguments do not fit the model {name}{signature}: {error}. Pass them as the "
                 "model itself would be called."
             ) from None
+        for name in _defaults_in(bound):
+            del bound.arguments[name]
         ordered = Batch(*bound.args, **bound.kwargs)
         return ordered._replaced(rows=self.rows, admitted=self.admitted)
 
@@ -145,13 +152,19 @@ class Batch(eqx.Module):
 
 
 def blank_batch(shapes: Shapes) -> Batch:
-    """Return zeros in the shapes of `Batch.shapes`, made by NumPy: nothing compiles."""
-    arrays = tuple(np.zeros(shape, dtype) for shape, dtype in shapes.arrays)
+    """Return zeros in the shapes of `Batch.shapes`."""
+    arrays = tuple(_blank(shape, dtype) for shape, dtype in shapes.arrays)
     batch = object.__new__(Batch)
     fields = {"arrays": arrays, "rows": {}, "layout": shapes.layout, "admitted": ()}
     for name, value in fields.items():
         object.__setattr__(batch, name, value)
     return batch
+
+
+def _blank(shape: tuple[int, ...], dtype: str) -> Any:
+    if dtype.startswith(_KEYS):
+        return jnp.broadcast_to(random.key(0, impl=dtype.removeprefix(_KEYS)), shape)
+    return np.zeros(shape, dtype)  # by NumPy: nothing compiles
 
 
 def as_batch(
@@ -190,6 +203,11 @@ def as_batch(
         batch = Batch(*args, **kwargs)
     elif len(args) != 1 or kwargs:
         beside = [name for name, x in kwargs.items() if not isinstance(x, Batch)]
+        if not args and not beside:
+            raise TypeError(
+                f"a gx.Batch goes by position, not as {next(iter(kwargs))}=: it stands in the "
+                "place of all arguments of the model."
+            )
         raise TypeError(
             "a gx.Batch holds all arguments of the model, so nothing may stand beside it; got "
             f"{len(args)} positional arguments and the keywords {beside}. Put them all into the "
@@ -211,11 +229,28 @@ def _named(signature: inspect.Signature) -> frozenset[str]:
     return frozenset(p.name for p in signature.parameters.values() if p.kind not in unnamed)
 
 
+def _defaults_in(bound: inspect.BoundArguments) -> list[str]:
+    """Return the arguments that are their own static defaults and may be left out.
+
+    Those after them go by keyword then, which *args and arguments by position alone cannot.
+    """
+    parameters = bound.signature.parameters.values()
+    if any(p.kind in (p.VAR_POSITIONAL, p.POSITIONAL_ONLY) for p in parameters):
+        return []
+    found = []
+    for p in parameters:
+        given = bound.arguments.get(p.name, p.empty)
+        is_constant = isinstance(given, Static) and isinstance(p.default, (bool, int, str))
+        if (given is None and p.default is None) or (is_constant and given == Static(p.default)):
+            found.append(p.name)
+    return found
+
+
 def _as_leaf(leaf: Any, position: int) -> Any:
     """Return a strongly typed array, or a constant."""
     if isinstance(leaf, jax.Array):
         return strong(leaf) if getattr(leaf, "weak_type", False) else leaf
-    if isinstance(leaf, np.ndarray) and leaf.dtype.kind not in "OSUMmV":
+    if isinstance(leaf, np.ndarray) and _is_numeric(leaf.dtype):
         return leaf
     if isinstance(leaf, (float, complex)):
         return np.asarray(leaf, dtypes.canonicalize_dtype(type(leaf).__mro__[-2]))
@@ -227,8 +262,15 @@ def _as_leaf(leaf: Any, position: int) -> Any:
         raise TypeError(f"leaf {position} of the model's arguments: {error}") from None
 
 
+def _is_numeric(dtype: np.dtype) -> bool:
+    # Not by NumPy's kinds: JAX's bfloat16 has that of a structure.
+    return jnp.issubdtype(dtype, jnp.number) or dtype.kind == "b"
+
+
 def _dtype_of(array: Any) -> str:
     """Return the dtype that a run sees: JAX narrows NumPy's float64 in single precision."""
+    if is_typed_key(array):
+        return f"{_KEYS}{random.key_impl(array)}"
     if isinstance(array, np.ndarray):
         return str(dtypes.canonicalize_dtype(array.dtype))
     return str(array.dtype)

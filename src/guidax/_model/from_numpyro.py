@@ -207,9 +207,12 @@ def _site(msg: dict[str, Any], sizes: dict[str, int]) -> Site:
     event = tuple(fn.event_shape)
     plates = _plates(msg, sizes)
     scale = 1.0 if msg["scale"] is None else msg["scale"]
-    for p in plates:
-        if p.rows < p.size:  # NumPyro's scale holds N/B too
-            scale = scale * (p.rows / p.size)
+    # NumPyro's scale holds N/B of each plate too. Multiplied in its order they are the same float,
+    # so that a site whose scale nothing else has changed is left with one.
+    by_plates = 1.0
+    for frame in msg["cond_indep_stack"]:
+        by_plates *= sizes.get(frame.name, frame.size) / frame.size
+    scale = scale / by_plates
     if observed and msg["value"] is not None:
         # Observations may stand on further leading axes, which log_prob broadcasts to.
         value_batch = jnp.shape(msg["value"])[: jnp.ndim(msg["value"]) - len(event)]

@@ -62,26 +62,28 @@ class Calibration(eqx.Module):
         the middle), and of bias (at one end).
 
         Args:
-            num_bins: Into how many bins of equal width ranks are counted; it divides
-                `num_draws + 1`. None is the largest such number, up to 20, that leaves 20 ranks to
-                a bin on average.
+            num_bins: Into how many bins ranks are counted, of equal width if it divides
+                `num_draws + 1`, else as nearly so as can be. None is 20, or fewer where that leaves
+                less than 20 ranks to a bin on average.
 
         Returns:
             Site to p-values, of the site's shape.
 
         Raises:
-            ValueError: If `num_bins` does not divide `num_draws + 1`, or is less than 2.
+            TypeError: If `num_bins` is no integer.
+            ValueError: If it is less than 2, or more than `num_draws + 1`.
 
         Source: Talts et al. 2018, "Validating Bayesian inference algorithms with simulation-based
         calibration", section 4.
         """
         bins, levels = self._bins(num_bins), self.num_draws + 1
-        expected = self.num_replications / bins
+        widths = np.bincount(np.arange(levels) * bins // levels)
+        expected = self.num_replications * widths / levels
 
         def test(ranks: Int[Array, "replications ..."]) -> Float[Array, "..."]:
             held = (ranks * bins // levels)[..., None] == jnp.arange(bins)
-            statistic = jnp.sum((jnp.sum(held, axis=0) - expected) ** 2, axis=-1) / expected
-            return gammaincc((bins - 1) / 2, statistic / 2)
+            off = jnp.sum(held, axis=0) - expected
+            return gammaincc((bins - 1) / 2, jnp.sum(off**2 / expected, axis=-1) / 2)
 
         return {name: test(ranks) for name, ranks in self.ranks.items()}
 
@@ -150,13 +152,11 @@ class Calibration(eqx.Module):
     def _bins(self, num_bins: int | None) -> int:
         levels = self.num_draws + 1
         if num_bins is None:
-            most = min(20, max(2, self.num_replications // 20))
-            divisors = [b for b in range(2, most + 1) if levels % b == 0]
-            return divisors[-1] if divisors else levels
-        if num_bins < 2 or levels % num_bins:
+            return min(20, levels, max(2, self.num_replications // 20))
+        if not 2 <= positive("num_bins", num_bins) <= levels:
             raise ValueError(
-                f"num_bins divides the {levels} ranks into bins of equal width, two at least; got "
-                f"{num_bins}."
+                f"num_bins divides the {levels} ranks into bins, two at least and none of them "
+                f"empty; got {num_bins}."
             )
         return num_bins
 
