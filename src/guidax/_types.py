@@ -29,7 +29,10 @@ def is_number(x: Any) -> bool:
 
 def is_typed_key(x: Any) -> bool:
     """Say whether something is an array of typed random keys."""
-    return hasattr(x, "dtype") and jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
+    try:
+        return jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
+    except (AttributeError, TypeError):  # no dtype, or one that is not NumPy's, as pandas has
+        return False
 
 
 def is_key(x: Any) -> bool:

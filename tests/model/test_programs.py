@@ -156,6 +156,66 @@ def test_static_arguments(key):
         jax.jit(gx.static)(y)
 
 
+class Column:
+    """A column of a table: no hash, many entries, and a dtype that is not NumPy's."""
+
+    __hash__ = None
+    dtype = object()
+
+    def __repr__(self):
+        return "1.0 " * 1000
+
+
+@pytest.mark.parametrize(
+    "leaf, message",
+    [
+        (np.ones(3, ">f4"), r'array of >f4, .*pass x\.astype\(x\.dtype\.newbyteorder\("="\)\)'),
+        (memoryview(np.ones(3)), "memoryview, which is neither an array nor hashable"),
+        (Column(), r"(1\.0 ){25} is a Column, which is neither an array nor hashable"),
+    ],
+    ids=lambda x: type(x).__name__,
+)
+def test_arguments_that_are_no_arrays_of_jax_are_named(leaf, message):
+    with pytest.raises(TypeError, match=f"^leaf 1 of the model's arguments.* {message}"):
+        gx.Batch(Y, leaf)
+
+
+@pytest.mark.skipif(np.longdouble == np.float64, reason="there is no wider float")
+@pytest.mark.parametrize("kind, narrow", [(np.longdouble, "float"), (np.clongdouble, "complex")])
+def test_wider_floats_are_named(kind, narrow):
+    for leaf in (np.ones(3, kind), kind(1.0)):
+        message = rf"^leaf 0 .* {np.dtype(kind)}, .*: pass x\.astype\({narrow}\)"
+        with pytest.raises(TypeError, match=message):
+            gx.Batch(leaf)
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float8_e4m3fnuz, jnp.int4, bool])
+def test_arrays_of_jax_s_own_dtypes_are_taken(dtype):
+    (held,), _ = gx.Batch(np.ones(3, dtype)).unpack()
+    assert held.dtype == dtype
+
+
+def test_integers_that_single_precision_would_wrap_are_refused():
+    fits = [
+        np.array([-(2**31), 2**31 - 1]),
+        np.array([2**32 - 1], np.uint64),
+        np.array([], np.int64),
+    ]
+    wraps = [np.array([5, 2**31]), np.array([-(2**31) - 1, 5]), np.array([2**32], np.uint64)]
+    with jax.enable_x64(False):
+        for x in fits:
+            (held,), _ = gx.Batch(x).unpack()
+            np.testing.assert_array_equal(held, x)
+        for x in wraps:
+            extreme = max(x.tolist(), key=abs)
+            with pytest.raises(ValueError, match=f"^leaf 0 .* holds {extreme}, .*jax_enable_x64"):
+                gx.Batch(x)
+    with jax.enable_x64(True):
+        for x in fits + wraps:
+            (held,), _ = gx.Batch(x).unpack()
+            np.testing.assert_array_equal(held, x)
+
+
 def test_python_values_stay_python(key):
     def model(y, width, name, flag, options):
         assert isinstance(width, int) and isinstance(name, str) and flag is True

@@ -47,7 +47,9 @@ class Batch(eqx.Module):
         **kwargs: Keyword arguments of the model.
 
     Raises:
-        TypeError: If a leaf is neither an array, nor a number, nor hashable.
+        TypeError: If a leaf is neither an array, nor a number, nor hashable, or is an array of a
+            dtype or a byte order that JAX does not have.
+        ValueError: If integers do not fit the 32 bits that they have in single precision.
     """
 
     arrays: tuple[Any, ...]
@@ -251,15 +253,41 @@ def _as_leaf(leaf: Any, position: int) -> Any:
     if isinstance(leaf, jax.Array):
         return strong(leaf) if getattr(leaf, "weak_type", False) else leaf
     if isinstance(leaf, np.ndarray) and _is_numeric(leaf.dtype):
-        return leaf
+        return _checked(leaf, position)
     if isinstance(leaf, (float, complex)):
         return np.asarray(leaf, dtypes.canonicalize_dtype(type(leaf).__mro__[-2]))
     if isinstance(leaf, np.inexact):
-        return np.asarray(leaf)
+        return _checked(np.asarray(leaf), position)
     try:
         return leaf if isinstance(leaf, Static) else Static(leaf)
     except TypeError as error:
         raise TypeError(f"leaf {position} of the model's arguments: {error}") from None
+
+
+def _checked(array: np.ndarray, position: int) -> np.ndarray:
+    """Return a numeric array as it is, if JAX takes it and leaves its integers what they are."""
+    what, dtype = f"leaf {position} of the model's arguments", array.dtype
+    if not dtype.isnative:
+        raise TypeError(
+            f"{what} is an array of {dtype.str}, which is not in this machine's byte order: pass "
+            'x.astype(x.dtype.newbyteorder("=")).'
+        )
+    if dtype in (np.longdouble, np.clongdouble) and dtype not in (np.float64, np.complex128):
+        raise TypeError(
+            f"{what} is an array of {dtype}, which JAX does not have: pass "
+            f"x.astype({'float' if dtype.kind == 'f' else 'complex'})."
+        )
+    narrow = dtypes.canonicalize_dtype(dtype)
+    if dtype.kind in "iu" and narrow != dtype and array.size:
+        bounds = np.iinfo(narrow)
+        outside = [x for x in (array.min(), array.max()) if not bounds.min <= x <= bounds.max]
+        if outside:
+            raise ValueError(
+                f"{what} is an array of {dtype} that holds {outside[-1]}, which is outside of the "
+                f"{narrow} that single precision makes of it: pass x.astype(float), or enable "
+                'double precision, jax.config.update("jax_enable_x64", True).'
+            )
+    return array
 
 
 def _is_numeric(dtype: np.dtype) -> bool:

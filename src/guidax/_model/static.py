@@ -104,9 +104,9 @@ def _leaf_key(leaf: Any) -> Hashable:
         return leaf
     try:
         hash(leaf)
-    except TypeError:
+    except (TypeError, ValueError):  # the latter of a memoryview
         raise TypeError(
-            f"{leaf!r} is a {type(leaf).__name__}, which is neither an array nor hashable: convert "
-            "it to an array, a tuple or a number."
+            f"{leaf!r:.100} is a {type(leaf).__name__}, which is neither an array nor hashable: "
+            "convert it to an array, a tuple or a number."
         ) from None
     return type(leaf), leaf
