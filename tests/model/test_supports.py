@@ -460,6 +460,10 @@ def test_bounds_of_batch_reshape():
     assert found[2] == 1
 
 
+def batch_concat(*parts):
+    return tfd.BatchConcat(parts, axis=0)
+
+
 @pytest.mark.parametrize("axis", [0, 1])
 @pytest.mark.parametrize("events", [0, 1])
 def test_bounds_of_batch_concat(axis, events):
@@ -473,7 +477,7 @@ def test_bounds_of_batch_concat(axis, events):
 
 def test_bounds_of_batch_concat_with_one_constant():
     parts = [tfd.HalfNormal(f(1.0, 2.0)), tfd.HalfNormal(f([3.0]))]
-    assert gx.support(tfd.BatchConcat(parts, axis=0)) == C.positive
+    assert gx.support(batch_concat(*parts)) == C.positive
 
 
 def test_bounds_of_mixtures_are_the_widest():
@@ -543,6 +547,10 @@ def test_bounds_of_independent_and_transformed():
             r"Blockwise: its blocks have the supports \[positive, real\]; a site for each block",
         ),
         (
+            lambda: batch_concat(tfd.Gamma(f([2.0]), f(1.0)), tfd.Normal(f([0.0, 1.0]), f(1.0))),
+            r"BatchConcat: its parts have the supports \[positive, real\]; a site for each part",
+        ),
+        (
             lambda: markov_chain(tfd.Normal),
             "MarkovChain: its steps have the supports positive and real",
         ),
@@ -555,6 +563,18 @@ def test_bounds_of_independent_and_transformed():
 def test_supports_that_are_no_one_set(make, message):
     with pytest.raises(TypeError, match=message + r".*gx\.support\.register"):
         gx.support(make())
+
+
+def test_a_site_whose_support_is_no_one_set_is_named(key):
+    def model(x=None):
+        parts = tfd.Gamma(f([2.0]), f(1.0)), tfd.Normal(f([0.0, 1.0]), f(1.0))
+        gx.sample("x", batch_concat(*parts), obs=x)
+        gx.sample("z", tfd.Normal(f(0.0), f(1.0)))
+
+    with pytest.raises(ValueError, match="latent site 'x': BatchConcat: its parts"):
+        gx.AutoNormal(model, key=key)
+    # Observed, it needs no map.
+    assert jnp.isfinite(gx.log_joint(model, {"z": 0.0}, f([1.0, -1.0, 0.0])))
 
 
 # Classes of the user's own.

@@ -187,7 +187,11 @@ def _batch_concat(d: Any) -> Constraint:
         full = [_broadcast_bound(*each) for each in zip(bounds, supports, parts, strict=True)]
         return jnp.concatenate(full, axis=d._axis)  # TFP refuses negative ones
 
-    return supports[0].zip_bounds(join, supports[1:])
+    try:
+        return supports[0].zip_bounds(join, supports[1:])
+    except ValueError:
+        why = f"its parts have the supports {supports}; a site for each part needs none"
+        raise _unknown(d, why) from None
 
 
 def _hull(d: Any, supports: Sequence[Constraint]) -> Constraint:
