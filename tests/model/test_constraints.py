@@ -356,6 +356,8 @@ def test_transformed_is_equal_by_base_and_bijector_object():
         (lambda: C.open_interval(0.0, -1.0), ValueError, "open_interval needs low < high"),
         (lambda: C.interval(np.float64(3.0), 1), ValueError, "low=3.0, high=1"),
         (lambda: C.zero_sum(0), ValueError, "at least one axis; got event_dim=0"),
+        (lambda: C.zero_sum(True), TypeError, "event_dim is a Python integer; got True"),
+        (lambda: C.zero_sum(1.5), TypeError, "event_dim is a Python integer|'event_dim'"),
         (lambda: C.independent(C.real, -1), ValueError, "cannot be negative; got -1"),
         (lambda: C.transformed(C.real, tfb.JointMap([tfb.Exp()])), TypeError, "distrax bijector"),
         (lambda: C.simplex(jnp.array(0.5)), ValueError, r"at least 1 axes; got shape \(\)"),

@@ -53,6 +53,11 @@ def test_a_bare_array_is_one_site(key):
     assert guide.median()["value"].shape == (3,)
 
 
+def test_a_python_integer_stands_for_a_float(key):
+    guide = gx.AutoNormal(gx.from_log_density(lambda x: -(x["a"] ** 2), {"a": 1}), key=key)
+    assert guide.median()["a"].dtype == jnp.result_type(float)
+
+
 def test_arrays_of_a_module_are_trained(key):
     class Density(eqx.Module):
         bias: jax.Array
@@ -70,6 +75,7 @@ def test_mistakes_are_named(key):
     for example, message in (
         ({}, "no leaf"),
         ({"a": jnp.arange(3)}, "'a'.*int"),
+        ({"a": True}, "'a' of the example is bool"),
         ({"log_density": 1.0}, "reserved"),
         ({"a": {"b": 1.0}, "a.b": 1.0}, "twice"),
     ):

@@ -565,6 +565,11 @@ ERRORS = {
         ValueError,
         "plate 'a': dim .*negative; got 0",
     ),
+    "floating dim": (
+        lambda: gx.plate("a", 3, dim=-1.0),
+        TypeError,
+        wrong_type("plate 'a': dim is a Python integer, such as -1; got -1.0", "dim"),
+    ),
     "short data": (
         short_data,
         ValueError,

@@ -113,9 +113,14 @@ def test_strategies_are_equal_by_value():
     for each in make:
         assert isinstance(each(), eqx.Module)
         assert jax.tree.structure(each()) == jax.tree.structure(each())
-    for bad in (lambda: gx.init_to_uniform(radius=-1.0), lambda: gx.init_to_median(num_samples=0)):
-        with pytest.raises(ValueError, match="init_to_"):
-            bad()
+    for radius in (-1.0, float("inf"), "a", True):
+        with refused_type("init_to_uniform: radius is a half-width, .*; got ", ValueError):
+            gx.init_to_uniform(radius=radius)
+    with pytest.raises(ValueError, match="init_to_median: num_samples is at least 1; got 0"):
+        gx.init_to_median(num_samples=0)
+    for num_samples in ("a", 2.5, True):
+        with refused_type("init_to_median: num_samples is a Python integer; got "):
+            gx.init_to_median(num_samples=num_samples)
 
 
 @every_guide

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import guidax as gx
+from assertions import refused_type
 
 matplotlib.use("Agg")
 plt = matplotlib.pyplot
@@ -142,8 +143,10 @@ def test_khat_draws_weights_whose_slope_is_k():
 
 
 def test_errors(monkeypatch):
-    with pytest.raises(ValueError, match="smooth counts steps"):
+    with pytest.raises(ValueError, match="smooth is at least 1; got 0"):
         gx.plot.loss(np.ones(3), smooth=0)
+    with refused_type("smooth is a Python integer; got 2.5"):
+        gx.plot.loss(np.ones(3), smooth=2.5)
     with pytest.raises(ValueError, match="some are finite.*0 finite"):
         gx.plot.loss(np.full(3, np.nan))
     monkeypatch.setitem(sys.modules, "matplotlib.pyplot", None)

@@ -275,8 +275,11 @@ def test_what_samplers_cannot_take_is_refused(key):
         density.inverse_mass_matrix("full")
     with pytest.raises(ValueError, match='rank goes with kind="low_rank"'):
         density.inverse_mass_matrix("dense", rank=2)
-    with pytest.raises(ValueError, match="rank lies between 1 and the dimension 4"):
-        density.inverse_mass_matrix("low_rank", rank=5)
+    for rank in (0, 5, True, 1.5):
+        with refused_type("rank.*from 1 to the dimension 4; got", ValueError):
+            density.inverse_mass_matrix("low_rank", rank=rank)
+    with refused_type("inverse_mass_matrix takes key=, a random key.*got 0"):
+        density.inverse_mass_matrix(key=0)
     with pytest.raises(ValueError, match="num_chains is at least 1"):
         density.initial(key, 0)
     with pytest.raises(TypeError, match="AutoNormal has no map from noise"):

@@ -147,7 +147,7 @@ def rank_of(rank: int | None, dim: int) -> int:
         return max(1, round(math.sqrt(dim)))
     if not (is_integer(rank) and 1 <= rank <= dim):
         raise ValueError(
-            f"rank counts columns of the factor, so it lies between 1 and the dimension {dim}; got "
+            f"rank counts directions, so it is an integer from 1 to the dimension {dim}; got "
             f"{rank!r}."
         )
     return int(rank)

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array
 
+from .._types import is_integer
 from .compound_constraints import Independent, Transformed
 from .compound_constraints import independent as independent
 from .constraint_types import (
@@ -97,16 +98,19 @@ class ZeroSum(Constraint):
         event_dim: How many axes.
 
     Raises:
-        ValueError: If `event_dim` is not positive.
+        TypeError: If `event_dim` is no integer.
+        ValueError: If it is less than 1.
     """
 
     _name = "zero_sum"
     _fields = ("event_dim",)
 
     def __init__(self, event_dim: int = 1):
+        if not is_integer(event_dim):
+            raise TypeError(f"zero_sum: event_dim is a Python integer; got {event_dim!r}.")
         if event_dim < 1:
             raise ValueError(f"zero_sum needs at least one axis; got event_dim={event_dim}.")
-        self.event_dim = event_dim
+        self.event_dim = int(event_dim)
 
     def _contains(self, x: Array) -> Array:
         axes = tuple(range(-self.event_dim, 0))

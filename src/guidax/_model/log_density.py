@@ -14,7 +14,7 @@ import numpy as np
 from jax import dtypes
 from jaxtyping import Array
 
-from .._types import Key
+from .._types import Key, is_number
 from . import constraints
 from .batch import Batch
 from .constraint_types import Constraint
@@ -36,8 +36,9 @@ def from_log_density(
     Args:
         log_density: Called as `log_density(latents, *args, **kwargs)` with a pytree like
             `example`; returns a number. A module's floating arrays are trained with the guide.
-        example: A pytree of arrays, or of anything with a shape and a dtype. Its key paths, joined
-            by dots, are the names of the sites; a bare array is the one site "value".
+        example: A pytree of arrays, or of anything with a shape and a dtype; a Python number, an
+            integer too, stands for a float. Its key paths, joined by dots, are the names of the
+            sites; a bare array is the one site "value".
         supports: Constraint by site name; for a bare array the constraint itself. A site that is
             not named is real.
 
@@ -135,8 +136,8 @@ class LogDensity(AbstractCallableModel):
 
 def _site_of(path: tuple[Any, ...], leaf: Any) -> tuple[str, tuple[int, ...], str]:
     """Return name, shape and dtype."""
-    name = ".".join(_key_name(key) for key in path) or "value"
-    if isinstance(leaf, (int, float)):
+    name = jax.tree_util.keystr(path, simple=True, separator=".") or "value"
+    if is_number(leaf) and isinstance(leaf, (int, float)):
         leaf = np.asarray(leaf, dtypes.canonicalize_dtype(float))
     dtype = getattr(leaf, "dtype", None)
     if dtype is None or not jnp.issubdtype(dtype, jnp.floating):
@@ -145,13 +146,6 @@ def _site_of(path: tuple[Any, ...], leaf: Any) -> tuple[str, tuple[int, ...], st
             "latents. Sum discrete variables out of the log density."
         )
     return name, tuple(leaf.shape), str(dtypes.canonicalize_dtype(dtype))
-
-
-def _key_name(key: Any) -> str:
-    for attribute in ("key", "name", "idx"):
-        if hasattr(key, attribute):
-            return str(getattr(key, attribute))
-    return str(key)
 
 
 def _named_supports(

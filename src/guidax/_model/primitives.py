@@ -204,7 +204,7 @@ class plate(Messenger):
         dim: Axis of the batch shape that the rows take, negative; None for the rightmost free one.
 
     Raises:
-        TypeError: If a size is not an integer.
+        TypeError: If a size or `dim` is not an integer.
         ValueError: If `size`, `subsample_size` or `dim` is out of range, or `dim` is taken.
     """
 
@@ -225,6 +225,8 @@ class plate(Messenger):
             raise ValueError(
                 f"plate {name!r} holds {rows} of {size} rows: it needs 1 <= subsample_size <= size."
             )
+        if dim is not None and not is_integer(dim):
+            raise TypeError(f"plate {name!r}: dim is a Python integer, such as -1; got {dim!r}.")
         if dim is not None and dim >= 0:
             raise ValueError(
                 f"plate {name!r}: dim counts batch axes from the right, so it is negative; got "
@@ -232,7 +234,7 @@ class plate(Messenger):
             )
         self.name: str = name
         self.size: int = int(size)
-        self.dim: int | None = dim
+        self.dim: int | None = None if dim is None else int(dim)
         self._rows = int(rows)
         self._frame: Plate | None = None
         self._indices: Any = None

@@ -13,7 +13,7 @@ from jax import random
 from jax.typing import ArrayLike
 from jaxtyping import Array
 
-from .._types import Key
+from .._types import Key, is_number, positive
 from .static import Static
 from .trace import Site
 
@@ -27,14 +27,17 @@ class init_to_uniform(eqx.Module):
         radius: Half the width of the interval.
 
     Raises:
-        ValueError: If `radius` is negative.
+        ValueError: If `radius` is negative, not finite, or no number.
     """
 
     radius: float = eqx.field(static=True, default=2.0)
 
     def __check_init__(self) -> None:
-        if not self.radius >= 0:
-            raise ValueError(f"init_to_uniform: radius is a half-width, not {self.radius}.")
+        if not (is_number(self.radius) and 0 <= self.radius < float("inf")):
+            raise ValueError(
+                "init_to_uniform: radius is a half-width, a finite number of at least 0; got "
+                f"{self.radius!r}. Try 2.0."
+            )
 
     def __call__(self, site: Site, key: Key) -> Array:
         """Return a constrained value for the live site."""
@@ -50,16 +53,14 @@ class init_to_median(eqx.Module):
         num_samples: How many draws.
 
     Raises:
-        ValueError: If `num_samples` is not positive.
+        TypeError: If `num_samples` is no integer.
+        ValueError: If it is less than 1.
     """
 
     num_samples: int = eqx.field(static=True, default=15)
 
     def __check_init__(self) -> None:
-        if self.num_samples < 1:
-            raise ValueError(
-                f"init_to_median: num_samples must be positive, not {self.num_samples}."
-            )
+        positive("init_to_median: num_samples", self.num_samples)
 
     def __call__(self, site: Site, key: Key) -> Array:
         """Return a constrained value for the live site.

@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 from .._guide.guide import AutoGuide
 from .._model.batch import Batch
 from .._model.target import Target
-from .._types import Key
+from .._types import Key, is_number
 from .base import AbstractObjective, require_particles
 
 
@@ -73,8 +73,8 @@ class RenyiELBO(AbstractWeighted):
         num_particles: Draws that are weighted.
 
     Raises:
-        ValueError: If `alpha` is 1 or not finite, or `num_particles` is not a positive integer;
-            when called, if a plate holds some of its rows.
+        ValueError: If `alpha` is 1, not finite or no number, or `num_particles` is not a positive
+            integer; when called, if a plate holds some of its rows.
 
     Source: Li and Turner 2016, "Renyi divergence variational inference", equation 7.
     """
@@ -84,9 +84,10 @@ class RenyiELBO(AbstractWeighted):
 
     def __init__(self, alpha: float = 0.0, num_particles: int = 2):
         require_particles(num_particles)
-        if not (abs(alpha) < float("inf") and alpha != 1):
+        if not (is_number(alpha) and abs(alpha) < float("inf") and alpha != 1):
             raise ValueError(
-                f"alpha is a finite number other than 1, where the bound is gx.ELBO; got {alpha}."
+                "alpha is a finite number other than 1, where the bound is gx.ELBO; got "
+                f"{alpha!r}. Try 0.5."
             )
         self.alpha, self.num_particles = alpha, num_particles
 

@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 from jax.typing import ArrayLike
 
+from .._types import positive
+
 _PANELS = 24  # of `marginals`, at most
 _COORDINATES = 8  # of `pairs`, at most
 _POINTS = 2000  # in one panel of `pairs`, at most
@@ -34,6 +36,7 @@ def loss(result: Any, *, smooth: int | None = None, ax: Any = None) -> Any:
 
     Raises:
         ImportError: If matplotlib is not installed.
+        TypeError: If `smooth` is no integer.
         ValueError: If `smooth` is less than 1, or no loss is finite.
     """
     losses = np.atleast_2d(np.asarray(getattr(result, "losses", result), float))
@@ -43,9 +46,7 @@ def loss(result: Any, *, smooth: int | None = None, ax: Any = None) -> Any:
             f"loss draws losses of shape (steps,) or (members, steps), of which some are finite; "
             f"got shape {losses.shape} with {finite.size} finite ones."
         )
-    window = max(losses.shape[1] // 50, 1) if smooth is None else smooth
-    if window < 1:
-        raise ValueError(f"smooth counts steps, so it is at least 1; got {smooth}.")
+    window = max(losses.shape[1] // 50, 1) if smooth is None else positive("smooth", smooth)
     ax = _new_axes(ax)
     steps = np.arange(losses.shape[1])
     for i, member in enumerate(losses):

@@ -13,6 +13,7 @@ from jax import random
 from jaxtyping import Array, Float
 
 from .._family.flat import AbstractFlat
+from .._family.low_rank import rank_of
 from .._family.vector import dtype_of, size_of
 from .._guide.guide import AutoGuide
 from .._model.batch import Batch, as_batch
@@ -123,8 +124,9 @@ class UnconstrainedDensity(AbstractSamplerDensity[dict[str, Array]]):
         """Return the guide's covariance of the positions, raveled.
 
         Coordinates are in the order of `jax.flatten_util.ravel_pytree`: sites by name, in the
-        alphabet. NumPyro and BlackJAX ravel dictionaries so. It is exact for normal guides, else it
-        is that of draws.
+        alphabet. NumPyro and BlackJAX ravel dictionaries so. It is exact for `AutoNormal` and for
+        normals over one vector; for all others, batched normals and lists among them, it is that of
+        draws.
 
         Args:
             kind: "diagonal" gives variances, "dense" the matrix, "low_rank" scales with the
@@ -137,20 +139,19 @@ class UnconstrainedDensity(AbstractSamplerDensity[dict[str, Array]]):
             An array of shape `(dim,)` or `(dim, dim)`, or a `LowRank`.
 
         Raises:
-            TypeError: If the guide draws points, which have no spread.
+            TypeError: If the guide draws points, which have no spread, `key` is no random key, or
+                `num_samples` no integer.
             ValueError: If `kind` is none of these, `rank` does not suit, or "dense" asks for more
                 draws.
         """
         if kind not in get_args(Kind):
             raise ValueError(f"kind is one of {get_args(Kind)}; got {kind!r}.")
         dim = size_of(self.guide.family.sites)
-        if rank is None:
-            rank = max(1, round(dim**0.5))
-        elif kind != "low_rank":
+        if rank is not None and kind != "low_rank":
             raise ValueError(f'rank goes with kind="low_rank"; got it with {kind!r}.')
-        if not 1 <= rank <= dim:
-            raise ValueError(f"rank lies between 1 and the dimension {dim}; got {rank}.")
+        rank = rank_of(rank, dim)
         key = random.key(0) if key is None else key
+        require_key("inverse_mass_matrix", key, "key=, a random key")
         number = positive("num_samples", num_samples)
         target = self._target()
         root = covariance_root(self.guide, target, lambda: _draws(self, key, number))
