@@ -15,7 +15,7 @@ from .._numerics import log_normal, sum_trailing
 from .._types import Key
 from .batch import Batch
 from .model import AbstractModel
-from .trace import Indices, Site, Trace
+from .trace import Site, Trace
 
 Space = Literal["unconstrained", "constrained", "point"]
 
@@ -270,15 +270,3 @@ def _instead(site: Site, draw: Draw, space: Space | None) -> Array | float:
         return sum_trailing(log_normal(value), ndim)
     u = site.bijection.inverse(value)
     return sum_trailing(log_normal(u), ndim) - site.bijection.log_det(u, value)
-
-
-def log_joint(
-    model: AbstractModel,
-    latents: dict[str, Array],
-    batch: Batch,
-    key: Key,
-    indices: Indices,
-) -> Float[Array, ""]:
-    """Return the log joint density of constrained latents and the observations."""
-    target = Target(model, batch, key, dict(indices))
-    return target.score(Draw.of(latents, "constrained")).log_density

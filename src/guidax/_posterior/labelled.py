@@ -197,16 +197,9 @@ def named_arrays(model: AbstractModel, batch: Batch) -> dict[str, np.ndarray]:
     tree = {**{f"arg_{i}": x for i, x in enumerate(args)}, **kwargs}
     if signature is not None:
         tree = dict(signature.bind(*args, **kwargs).arguments)
-    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
-    found = {".".join(map(_entry, path)): leaf for path, leaf in leaves}
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    found = {jax.tree_util.keystr(p, simple=True, separator="."): leaf for p, leaf in leaves}
     return {name: np.asarray(x) for name, x in found.items() if _is_numeric(x)}
-
-
-def _entry(key: Any) -> str:
-    for attribute in ("key", "name", "idx"):
-        if hasattr(key, attribute):
-            return str(getattr(key, attribute))
-    return str(key)
 
 
 def _is_numeric(x: Any) -> bool:
