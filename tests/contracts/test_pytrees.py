@@ -43,7 +43,7 @@ def test_leaves_are_strong_floats_and_plain_transformations_work(entry, case, ke
     for leaf in jax.tree.leaves(guide):
         assert isinstance(leaf, jax.Array)
         assert jnp.issubdtype(leaf.dtype, jnp.floating) and not leaf.weak_type
-    assert all(map(callable, guide.__dict__.values())) is False  # no method hides in a field
+    assert not any(map(callable, guide.__dict__.values()))  # no method hides in a field
 
     objective = gx.ELBO()
     loss, grads = jax.jit(jax.value_and_grad(objective))(guide, key, *args)

@@ -147,3 +147,14 @@ def test_a_page_has_no_path_of_a_machine():
     pages = [*ROOT.glob("docs/**/*.md"), *ROOT.glob("docs/*.py")]
     for page in pages:
         assert not re.search(r"(?<![\w.])/(?:home|work|tmp|root)/", page.read_text("utf-8")), page
+
+
+def test_the_table_of_sessions_has_each_of_them():
+    functions = (n for n in ast.parse(read("noxfile.py")).body if isinstance(n, ast.FunctionDef))
+    sessions = {
+        function.name
+        for function in functions
+        if any("nox.session" in ast.unparse(each) for each in function.decorator_list)
+    }
+    _, rows = table_after("CONTRIBUTING.md", "Running things")
+    assert sorted(name.strip("`") for name, _ in rows) == sorted(sessions)
