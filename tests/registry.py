@@ -59,7 +59,7 @@ nsf = functools.partial(gx.AutoNSFNormal, num_flows=1, hidden_dims=(4,), num_bin
 def curved(potential, z):
     """Return a Hessian whose curvatures are 1 at least, also far from the mode."""
     values, vectors = jnp.linalg.eigh(jax.hessian(potential)(z))
-    return (vectors * jnp.maximum(values, 1.0)) @ vectors.T
+    return (vectors * jnp.maximum(values, 1.0)[None]) @ vectors.T
 
 
 laplace = functools.partial(gx.AutoLaplaceApproximation, hessian_fn=curved)

@@ -1,14 +1,16 @@
 """One table of methods: every guide answers each of them, in shape and in meaning."""
 
+import distrax
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import guidax as gx
 from assertions import distance, precision, refused_type
 from models import ConjugateNormal, Oracle, regression, regression_data, triangle
-from registry import every_density, every_distribution, every_guide, fitted_as_distribution
+from registry import GUIDES, every_density, every_distribution, every_guide, fitted_as_distribution
 
 X, y = regression_data()
 SITES = {"tau": (), "beta": (3,), "norm": (), "eta": (40,)}
@@ -128,6 +130,59 @@ def test_median_and_quantiles(entry, guides, key):
     assert distance(guide.quantiles(0.3, X, y), guide.quantiles(0.3, X, y)) == 0.0
     with pytest.raises(ValueError, match="between 0 and 1"):
         guide.quantiles([0.5, 1.5], X, y)
+
+
+def paired(y):
+    """Two groups, with nothing in it that promotes ranks or dtypes."""
+    scale = gx.sample("scale", distrax.Uniform(jnp.zeros(2), jnp.ones(2)))
+    loc = gx.sample(
+        "loc", distrax.Independent(distrax.Normal(jnp.zeros((2, 2)), jnp.ones((2, 2))), 1)
+    )
+    share = gx.sample("share", gx.ImproperUniform(gx.constraints.simplex, (2,), (3,)))
+    noise = gx.param("noise", 0.5, gx.constraints.positive)
+    mean = gx.deterministic("mean", loc[:, 0] + share[:, 0])
+    with gx.plate("data", 2):
+        gx.sample("y", distrax.Normal(mean, noise * scale), obs=y)
+
+
+@pytest.mark.parametrize("entry", GUIDES.values(), ids=GUIDES)
+def test_no_rank_and_no_dtype_is_promoted(entry, key):
+    """JAX refuses while it traces, so that nothing need be compiled but the search for a start."""
+    y = jnp.array([0.3, -1.0], float)
+    batch = {"batch_ndim": 1} if "batch_ndim" in getattr(entry.make, "keywords", ()) else {}
+
+    def everything(guide, key):
+        draws, log_q = guide.sample_and_log_prob(key, y, sample_shape=(3,))
+        found = [
+            draws,
+            jax.value_and_grad(gx.ELBO(2))(guide, key, y),
+            guide.sample_posterior(key, y, sample_shape=(3,), batch_size=2),
+            guide.median(y, num_samples=5),
+            guide.quantiles([0.1, 0.9], y, num_samples=5),
+            gx.fit(key, guide, y, steps=2, progress=False).losses,
+        ]
+        if entry.is_distribution:
+            diagnosis = gx.diagnose(key, guide, y, num_samples=30)
+            found += [diagnosis, diagnosis.mean(), diagnosis.std(), diagnosis.resample(key, 5)]
+            if entry.has_density:
+                found.append(guide.log_prob(draws, y))
+                found.append(jax.value_and_grad(gx.ELBO(estimator="stl"))(guide, key, y))
+        return found
+
+    with jax.numpy_rank_promotion("raise"), jax.numpy_dtype_promotion("strict"):
+        guide = entry.make(paired, y, key=key, **batch)
+        jax.eval_shape(everything, guide, key)
+
+
+@pytest.mark.parametrize("options", [{}, {"optimizer": optax.sgd}, {"on_nonfinite": "halve"}])
+def test_a_fit_promotes_no_rank_and_no_dtype(options, key):
+    """Outside a transformation it runs other programs than within; optax's own Adam promotes."""
+    y = jnp.array([0.3, -1.0], float)
+    with jax.numpy_rank_promotion("raise"), jax.numpy_dtype_promotion("strict"):
+        guide = gx.AutoNormal(paired, y, key=key)
+        result = gx.fit(key, guide, y, steps=2, progress=False, **options)
+    again = gx.fit(key, guide, y, steps=2, progress=False, **options)
+    assert distance(result.losses, again.losses) == 0.0
 
 
 @every_guide

@@ -90,7 +90,7 @@ class LowRankNormal(AbstractFlatNormal):
     def _capacitance_tril(self) -> Float[Array, "*batch rank rank"]:
         """Return the Cholesky factor of `C`."""
         gram = self.factor.mT @ self.factor
-        return jnp.linalg.cholesky(gram + jnp.eye(gram.shape[-1], dtype=gram.dtype))
+        return jnp.linalg.cholesky(gram + _eye_like(gram))
 
     def log_det(self) -> Float[Array, ""]:
         """Return `log det S + log det C / 2`."""
@@ -104,8 +104,8 @@ class LowRankNormal(AbstractFlatNormal):
     def scale_tril(self) -> Float[Array, "*batch dim dim"]:
         """Return the Cholesky factor `L` of the covariance, of `dim^2` numbers."""
         scaled = self._scaled_factor()
-        diagonal = self.scale()[..., None] ** 2 * jnp.eye(scaled.shape[-2], dtype=scaled.dtype)
-        return jnp.linalg.cholesky(diagonal + scaled @ scaled.mT)
+        low_rank = scaled @ scaled.mT
+        return jnp.linalg.cholesky(self.scale()[..., None] ** 2 * _eye_like(low_rank) + low_rank)
 
     def transform(self) -> distrax.Bijector:
         """Return `eps -> loc + L eps`, for which the `dim^2` matrix `L` is formed."""
@@ -135,6 +135,12 @@ class LowRankNormal(AbstractFlatNormal):
         inside = self.factor.mT @ delta[..., None]
         inside = lax.linalg.triangular_solve(tril, inside, left_side=True, lower=True)
         return jnp.sum(log_normal(delta)) + 0.5 * jnp.sum(inside**2) - self._log_det(tril)
+
+
+def _eye_like(matrices: Float[Array, "*batch n n"]) -> Float[Array, "*_ones n n"]:
+    """Return the identity, with an axis of one for each batch axis."""
+    eye = jnp.eye(matrices.shape[-1], dtype=matrices.dtype)
+    return eye.reshape(*(1,) * (matrices.ndim - 2), *eye.shape)
 
 
 def rank_of(rank: int | None, dim: int) -> int:

@@ -47,7 +47,9 @@ def default_optimizer(
     adam = optax.scale_by_adam(DECAY, SQUARE_DECAY, EPS)
     if any(turned):
         adam = _turn(adam, turned)
-    return optax.chain(in_units, clip, adam, optax.scale_by_learning_rate(rate), in_units)
+    return optax.chain(
+        in_units, clip, _promoting(adam), optax.scale_by_learning_rate(rate), in_units
+    )
 
 
 def _multiply(units: PyTree) -> optax.GradientTransformation:
@@ -56,6 +58,20 @@ def _multiply(units: PyTree) -> optax.GradientTransformation:
         return jax.tree.map(jnp.multiply, updates, units)
 
     return optax.stateless(update)
+
+
+def _promoting(transformation: optax.GradientTransformation) -> optax.GradientTransformation:
+    """Let it promote dtypes where JAX refuses: Adam of optax 0.2.8 takes powers to a count."""
+
+    def init(params: PyTree) -> Any:
+        with jax.numpy_dtype_promotion("standard"):
+            return transformation.init(params)
+
+    def update(updates: PyTree, state: Any, params: PyTree | None = None) -> tuple[PyTree, Any]:
+        with jax.numpy_dtype_promotion("standard"):
+            return transformation.update(updates, state, params)
+
+    return optax.GradientTransformation(init, update)
 
 
 def _clip(max_norm: Float[Array, ""]) -> optax.GradientTransformation:

@@ -77,8 +77,8 @@ class Run(eqx.Module):
     ) -> optax.GradientTransformation:
         """Return the optimizer at a step."""
         # Integers of 32 bits would divide to a float of 32 bits in double precision too.
-        progress = (step - self.start).astype(self.rate.dtype) / self.horizon
-        return self.recipe.transformation(self.rate, progress, guide)
+        done, horizon = (x.astype(self.rate.dtype) for x in (step - self.start, self.horizon))
+        return self.recipe.transformation(self.rate, done / horizon, guide)
 
 
 def as_int32(x: int) -> Int[Array, ""]:
@@ -149,7 +149,7 @@ def advance_unguarded(
     """
     losses = jnp.zeros((capacity,), float)
     moving, losses = _loop(_moved, (moving, losses), run, batch, n)
-    is_finite = jnp.isfinite(losses) | (jnp.arange(capacity) >= n)
+    is_finite = jnp.isfinite(losses) | (jnp.arange(capacity, dtype=n.dtype) >= n)
     trained, _ = run.recipe.split(moving.guide)
     return moving, losses, jnp.all(is_finite) & all_finite(trained)
 
@@ -267,7 +267,7 @@ def _moved(moving: Moving, run: Run, batch: Batch) -> tuple[Moving, Float[Array,
     )
     if recipe.on_nonfinite == "halve":
         share = 0.5 ** moving.num_bad_steps.astype(run.rate.dtype)
-        updates = jax.tree.map(lambda u: (share * u).astype(u.dtype), updates)
+        updates = jax.tree.map(lambda u: (share * u.astype(share.dtype)).astype(u.dtype), updates)
     updates = jax.tree.map(lambda u, g: u + (0 * g).astype(u.dtype), updates, grads)
     moved = dataclasses.replace(
         moving,
@@ -283,15 +283,16 @@ def _moved(moving: Moving, run: Run, batch: Batch) -> tuple[Moving, Float[Array,
 def _after_bad_step(moving: Moving, alive: Bool[Array, ""], recipe: Recipe) -> Moving:
     """Return the state after a step that was not finite, or that was not taken."""
     is_first = alive & (moving.first_bad_step < 0)
-    streak = moving.streak + alive
+    one = alive.astype(moving.streak.dtype)
+    streak = moving.streak + one
     guide, opt_state = moving.last_good or (moving.guide, moving.opt_state)
     return dataclasses.replace(
         moving,
         guide=guide,
         opt_state=opt_state,
-        step=moving.step + (streak < recipe.patience),
+        step=moving.step + (streak < recipe.patience).astype(moving.step.dtype),
         first_bad_step=jnp.where(is_first, moving.step, moving.first_bad_step),
-        num_bad_steps=moving.num_bad_steps + alive,
+        num_bad_steps=moving.num_bad_steps + one,
         streak=streak,
     )
 

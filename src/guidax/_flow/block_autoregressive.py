@@ -84,7 +84,7 @@ class BlockAutoregressive(AbstractAutoregressive):
             w = jnp.where(diagonal, raised, jnp.where(above, weight, 0.0))
             log_norm = 0.5 * jnp.log(jnp.sum(w**2, axis=0))
             log_factor = log_scale - log_norm
-            matrices.append(w * jnp.exp(log_factor))
+            matrices.append(w * jnp.exp(log_factor)[None])
             log_w = _diagonal_blocks(weight, self.dim)
             log_blocks.append(log_w + log_factor.reshape(self.dim, 1, columns))
         return matrices, log_blocks

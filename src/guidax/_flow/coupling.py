@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 import distrax
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
@@ -109,13 +110,30 @@ class SplineCoupling(AbstractCoupling):
 
     def scalar_map(self, parameters: Float[Array, "*batch moved count"]) -> distrax.Bijector:
         """Return the splines."""
-        return distrax.RationalQuadraticSpline(
+        return _Spline(
             parameters,
             -_SPLINE_BOUND,
             _SPLINE_BOUND,
             min_bin_size=_SPLINE_FLOOR,
             min_knot_slope=_SPLINE_FLOOR,
         )
+
+
+class _Spline(distrax.RationalQuadraticSpline):
+    """Distrax's splines, also under strict promotion of dtypes.
+
+    Distrax 0.1.9 multiplies truth values by floats, which JAX then refuses.
+    """
+
+    def forward_and_log_det(self, x: Any) -> tuple[Array, Array]:
+        """Return the image and the log-determinant."""
+        with jax.numpy_dtype_promotion("standard"):
+            return super().forward_and_log_det(x)  # pyright: ignore[reportReturnType]
+
+    def inverse_and_log_det(self, y: Any) -> tuple[Array, Array]:
+        """Return the preimage and the log-determinant."""
+        with jax.numpy_dtype_promotion("standard"):
+            return super().inverse_and_log_det(y)  # pyright: ignore[reportReturnType]
 
 
 def moved_by(dim: int, index: int) -> tuple[bool, ...]:

@@ -27,6 +27,11 @@ def tiny(x: Array) -> float:
     return float(jnp.finfo(x.dtype).tiny)
 
 
+def along_last(numbers: np.ndarray, x: Array) -> np.ndarray:
+    """Return numbers along the last axis of `x`, in its dtype and with as many axes."""
+    return numbers.astype(x.dtype).reshape(*(1,) * (x.ndim - 1), -1)
+
+
 def safe_log(x: Array) -> Array:
     """Return `log(x)`, finite at 0 and NaN below."""
     return jnp.where(x < 0, jnp.nan, jnp.log(jnp.maximum(x, tiny(x))))
@@ -262,12 +267,12 @@ class StickBreaking(AbstractVectorMap):
     """
 
     @staticmethod
-    def _left(n: int, dtype: Any) -> np.ndarray:
-        return np.arange(n, 0, -1).astype(dtype)
+    def _left(x: Array) -> np.ndarray:
+        return along_last(np.arange(x.shape[-1], 0, -1), x)
 
     def forward(self, x: Array) -> Array:
         x = jnp.asarray(x)
-        x = x - np.log(self._left(x.shape[-1], x.dtype))
+        x = x - np.log(self._left(x))
         one = jnp.ones_like(x[..., :1], shape=(*x.shape[:-1], 1))
         remaining = jnp.concatenate([one, jnp.cumprod(clipped_sigmoid(-x), axis=-1)], axis=-1)
         return jnp.concatenate([clipped_sigmoid(x), one], axis=-1) * remaining
@@ -277,11 +282,11 @@ class StickBreaking(AbstractVectorMap):
         # Summing from the right keeps the small remainders exact; 1 - cumsum would not.
         remaining = jnp.cumsum(y[..., :0:-1], axis=-1)[..., ::-1]
         x = safe_log(y[..., :-1]) - safe_log(remaining)
-        return x + np.log(self._left(x.shape[-1], x.dtype))
+        return x + np.log(self._left(x))
 
     def forward_log_det_jacobian(self, x: Array) -> Array:
         x = jnp.asarray(x)
-        left = self._left(x.shape[-1], x.dtype)
+        left = self._left(x)
         x = x - np.log(left)
         return jnp.sum(log_sigmoid(x) + left * log_sigmoid(-x), axis=-1)
 
@@ -321,7 +326,7 @@ class L1Ball(AbstractVectorMap):
 
     def forward_log_det_jacobian(self, x: Array) -> Array:
         x = jnp.asarray(x)
-        later = np.arange(x.shape[-1] - 1, -1, -1).astype(x.dtype)
+        later = along_last(np.arange(x.shape[-1] - 1, -1, -1), x)
         return jnp.sum(2.0 * log_sech(x) + later * self._log_rest(x), axis=-1)
 
 

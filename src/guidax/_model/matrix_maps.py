@@ -12,6 +12,7 @@ from jaxtyping import Array
 
 from .bijector_maps import (
     AbstractMap,
+    along_last,
     exclusive_sum,
     inverse_softplus,
     log_sech,
@@ -53,7 +54,8 @@ def _diagonal(y: Array) -> Array:
 
 
 def _eye(x: Array, n: int) -> np.ndarray:
-    return np.eye(n).astype(x.dtype)
+    """Return the identity, with an axis of one for each leading axis of the vectors `x`."""
+    return np.eye(n).astype(x.dtype).reshape(*(1,) * (x.ndim - 1), n, n)
 
 
 class AbstractTriangularMap(AbstractMap):
@@ -120,7 +122,7 @@ class ScaledUnitLowerCholesky(AbstractTriangularMap):
 
     def forward_log_det_jacobian(self, x: Array) -> Array:
         raw = self._split(x)[1]
-        rows = np.arange(raw.shape[-1]).astype(raw.dtype)
+        rows = along_last(np.arange(raw.shape[-1]), raw)
         return jnp.sum(rows * log_softplus(raw) - softplus(-raw), axis=-1)
 
 
@@ -154,7 +156,7 @@ class CorrCholesky(AbstractMap):
     def forward_log_det_jacobian(self, x: Array) -> Array:
         x = jnp.asarray(x)
         rows, columns = np.tril_indices(_side(x.shape[-1], diagonal=False), -1)
-        return jnp.sum((rows - columns + 1).astype(x.dtype) * log_sech(x), axis=-1)
+        return jnp.sum(along_last(rows - columns + 1, x) * log_sech(x), axis=-1)
 
 
 class TimesTranspose(AbstractMap):
@@ -179,9 +181,9 @@ class TimesTranspose(AbstractMap):
 
     def forward_log_det_jacobian(self, x: Array) -> Array:
         x = jnp.asarray(x)
-        n = x.shape[-1]
-        weights = np.arange(n, 0, -1).astype(x.dtype)
+        n, diagonal = x.shape[-1], _diagonal(x)
+        weights = along_last(np.arange(n, 0, -1), diagonal)
         constant = n * _LOG2
         if self._unit_rows:
             weights, constant = weights - 1, 0.0
-        return constant + jnp.sum(weights * safe_log(_diagonal(x)), axis=-1)
+        return constant + jnp.sum(weights * safe_log(diagonal), axis=-1)

@@ -40,14 +40,16 @@ def increasing_root(
 
     high = lax.while_loop(grows, lambda high: 2 * high, one)
     eps = float(jnp.finfo(like.dtype).eps)
-    found = tfp.math.find_root_chandrupatla(
-        function,
-        low=-high,
-        high=high,
-        position_tolerance=2 * eps * high,
-        value_tolerance=jnp.zeros_like(like),
-        max_iterations=_MAX_ITERATIONS,
-    ).estimated_root
+    # TFP 0.26 compares with 0.5 in single precision, which strict promotion of dtypes refuses.
+    with jax.numpy_dtype_promotion("standard"):
+        found = tfp.math.find_root_chandrupatla(
+            function,
+            low=-high,
+            high=high,
+            position_tolerance=2 * eps * high,
+            value_tolerance=jnp.zeros_like(like),
+            max_iterations=_MAX_ITERATIONS,
+        ).estimated_root
     near = math.sqrt(eps) * high
     values = jax.vmap(function)(jnp.stack([-high, found - near, found + near, high]))
     holds = (values[0] <= 0) & (values[3] >= 0)  # false for NaN too

@@ -89,7 +89,7 @@ class Diagnosis(eqx.Module):
         means = self.mean()
         weights = jnp.exp(self.smoothed_log_weights)
         return {
-            name: jnp.sqrt(_mean(weights, jnp.square(jnp.abs(x - means[name]))))
+            name: jnp.sqrt(_mean(weights, jnp.square(jnp.abs(x - means[name][None]))))
             for name, x in self.draws.items()
         }
 

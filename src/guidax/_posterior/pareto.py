@@ -116,7 +116,8 @@ def _smooth_tail(
     excess = jnp.where(above, jnp.exp(cutoff) * jnp.expm1(x - cutoff), 0.0)
     shape, scale = _fit_pareto(excess, above, count)
     rank = jnp.arange(x.shape[0]) - (x.shape[0] - count)
-    level = jnp.where(above, (rank + 0.5) / count, 0.5)
+    level = (rank.astype(x.dtype) + 0.5) / count.astype(x.dtype)
+    level = jnp.where(above, level, 0.5)
     return jnp.log(_pareto_quantile(level, shape, scale) + jnp.exp(cutoff)), shape
 
 
@@ -128,33 +129,34 @@ def _fit_pareto(
     The likelihood is profiled over `b = -shape / scale`, whose posterior mean is taken on a grid of
     `30 + floor(sqrt(count))` points (Zhang and Stephens 2009, equations 5 to 9).
     """
-    length = excess.shape[0]
+    length, dtype = excess.shape[0], excess.dtype
     widest = 30 + math.isqrt(length)
-    number = 30 + jnp.sum(jnp.arange(1, widest) ** 2 <= count)
+    points = 30 + jnp.sum(jnp.arange(1, widest) ** 2 <= count)
     quartile = excess[length - count + (count + 2) // 4 - 1]
     largest = excess[-1]
-    mean = jnp.sum(excess) / count
+    number = count.astype(dtype)
+    mean = jnp.sum(excess) / number
 
     def mean_log(b: Float[Array, ""]) -> Float[Array, ""]:
-        return jnp.sum(jnp.where(above, jnp.log1p(-b * excess), 0.0)) / count
+        return jnp.sum(jnp.where(above, jnp.log1p(-b * excess), 0.0)) / number
 
     def negative_shape_over(b: Float[Array, "..."], k: Float[Array, "..."]) -> Array:
         """Return `-b / k`, one over the scale, with its limit at zero."""
         zero = (b == 0) | (k == 0)
         return jnp.where(zero, 1 / mean, -b / jnp.where(zero, 1.0, k))
 
-    half = jnp.arange(1, widest + 1) - 0.5
-    on_grid = jnp.arange(widest) < number
-    b = (1 - jnp.sqrt(number / half)) / (3 * quartile) + 1 / largest
+    half = jnp.arange(1, widest + 1, dtype=dtype) - 0.5
+    on_grid = jnp.arange(widest) < points
+    b = (1 - jnp.sqrt(points.astype(dtype) / half)) / (3 * quartile) + 1 / largest
     b = jnp.where(on_grid, b, 0.0)
     k = jax.vmap(mean_log)(b)
-    log_likelihood = count * (jnp.log(negative_shape_over(b, k)) - k - 1)
+    log_likelihood = number * (jnp.log(negative_shape_over(b, k)) - k - 1)
     weight = jax.nn.softmax(jnp.where(on_grid, log_likelihood, -jnp.inf))
     weight = jnp.where(weight >= 10 * jnp.finfo(weight.dtype).eps, weight, 0.0)
     b = jnp.sum(b * weight) / jnp.sum(weight)
     k = mean_log(b)
     scale = 1 / negative_shape_over(b, k)
-    return (count * k + 10 * 0.5) / (count + 10), scale
+    return (number * k + 10 * 0.5) / (number + 10), scale
 
 
 def _pareto_quantile(
