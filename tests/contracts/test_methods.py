@@ -204,6 +204,40 @@ def test_a_stack_of_guides_is_refused(entry, guides, key):
     assert each["tau"].shape == (2,)
 
 
+def test_a_stack_of_guides_is_no_part_of_another(key):
+    def stack(constructor, model, *args):
+        return jax.vmap(lambda key: constructor(model, *args, key=key))(jax.random.split(key, 2))
+
+    def outside(y):
+        return gx.handlers.block(hierarchy, hide=["z"])(y)
+
+    def inside(y):
+        return gx.handlers.block(hierarchy, hide=["m"])(y)
+
+    normal, rows = stack(gx.AutoDiagonalNormal, regression, X, y), jnp.arange(3.0)
+    flow = gx.AutoRealNVPNormal(regression, X, y, key=key, num_flows=1)
+    for use in (
+        lambda: gx.AutoDAIS(regression, X, y, key=key, base_dist=normal),
+        lambda: gx.AutoDAIS(regression, X, y, key=key, base_dist=normal, whiten=True),
+        lambda: flow.warm_start(normal),
+        lambda: gx.AutoSemiDAIS(
+            hierarchy, rows, key=key, global_guide=stack(gx.AutoNormal, outside, rows)
+        ),
+        lambda: gx.AutoSemiDAIS(
+            hierarchy, rows, key=key, local_guide=stack(gx.AutoNormal, inside, rows)
+        ),
+    ):
+        with pytest.raises(ValueError, match="stack of guides.*jax.vmap"):
+            use()
+
+
+def hierarchy(y):
+    m = gx.sample("m", distrax.Normal(jnp.zeros(()), 1.0))
+    with gx.plate("data", 3):
+        z = gx.sample("z", distrax.Normal(m, 1.0))
+        gx.sample("y", distrax.Normal(z, 1.0), obs=y)
+
+
 @pytest.mark.parametrize("beta", [gx.AutoIAFNormal, gx.AutoDAIS])
 def test_a_stack_of_lists_is_refused(beta, key):
     parts = {"tau": gx.AutoNormal, "beta": beta}

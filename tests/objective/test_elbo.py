@@ -64,6 +64,22 @@ def test_scale_on_a_latent(objective, key):
     assert abs(scale * 5**0.5 - 1) < 0.13
 
 
+@pytest.mark.parametrize("rows", [(11, 3), (12, 11), (49, 10)])  # N/B times B/N is not one
+def test_numpyro_s_factors_of_plates_leave_the_divergence_closed(rows, key):
+    numpyro = pytest.importorskip("numpyro")
+
+    def model():
+        with numpyro.plate("data", rows[0], subsample_size=rows[1]):
+            numpyro.sample("z", numpyro.distributions.Normal(jnp.zeros(()), 1.0))
+
+    guide = gx.AutoNormal(gx.from_numpyro(model), key=key)
+    even = jax.tree.map(lambda x: jnp.full_like(x, 0.3), guide)  # any rows are as good as others
+    losses = jax.vmap(lambda key: gx.MeanFieldELBO()(even, key))(jax.random.split(key, 50))
+    scale = jax.nn.softplus(0.3)
+    expected = rows[0] * 0.5 * (scale**2 + 0.3**2 - 1 - 2 * jnp.log(scale))
+    np.testing.assert_allclose(losses, expected, rtol=1e2 * precision())
+
+
 def test_closed_divergence_has_no_variance_and_is_exact(key):
     def prior():
         gx.sample("a", distrax.Normal(jnp.asarray([1.0, -2.0], float), 3.0))

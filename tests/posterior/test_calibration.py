@@ -218,6 +218,22 @@ def test_what_cannot_be_simulated_is_refused(key):
         calibrate(some_rows, observe=["y"])
 
 
-def test_bins_that_do_not_divide_the_ranks_are_refused():
-    with pytest.raises(ValueError, match="num_bins divides the 100 ranks"):
-        from_ranks(np.arange(100)).uniformity(30)
+def test_bins_of_unequal_width():
+    rng = np.random.default_rng(0)
+    ranks = rng.binomial(100, rng.beta(1.2, 0.9, size=400))
+    odd = from_ranks(ranks, num_draws=100)  # 101 ranks: no number of bins divides them
+    for bins in (20, 7):
+        edges = np.ceil(np.arange(bins + 1) * 101 / bins)
+        counts, widths = np.histogram(ranks, edges - 0.5)[0], np.diff(edges)
+        expected = stats.chisquare(counts, 400 * widths / 101).pvalue
+        np.testing.assert_allclose(odd.uniformity(bins)["z"], expected, rtol=1e-4)
+    np.testing.assert_array_equal(odd.uniformity()["z"], odd.uniformity(20)["z"])
+
+
+def test_numbers_of_bins_that_are_refused():
+    calibration = from_ranks(np.arange(100))
+    for bins in (1, 101):
+        with pytest.raises(ValueError, match=f"num_bins divides the 100 ranks.*got {bins}"):
+            calibration.uniformity(bins)
+    with refused_type("num_bins is a Python integer; got 2.5"):
+        calibration.uniformity(2.5)

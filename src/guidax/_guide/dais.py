@@ -150,8 +150,8 @@ def base_of(start: Start, base_dist: Base, init_scale: float, key: Key) -> Abstr
     """Return the family that draws where the moves begin.
 
     Raises:
-        TypeError: If it is no family over one vector, or that of a stack of guides.
-        ValueError: If it is over other latents.
+        TypeError: If it is no family over one vector.
+        ValueError: If it is over other latents, or that of a stack of guides.
     """
     if isinstance(base_dist, str):
         return _BASES[base_dist](start, init_scale)

@@ -63,8 +63,8 @@ class AbstractAutoFlow(AutoContinuous):
             A guide with the distribution of `guide`.
 
         Raises:
-            TypeError: If `guide` is no such normal, or this or that is a stack of guides.
-            ValueError: If it has other sites, or another model.
+            TypeError: If `guide` is no such normal.
+            ValueError: If it has other sites or another model, or either is a stack of guides.
         """
         family = self.family
         assert isinstance(family, Flow)

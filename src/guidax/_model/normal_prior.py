@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from jaxtyping import Array
+from jaxtyping import ArrayLike
 
 from .trace import Site
 
 
-def normal_prior(site: Site) -> tuple[Array, Array] | None:
+def normal_prior(site: Site) -> tuple[ArrayLike, ArrayLike] | None:
     """Return mean and standard deviation of a latent's unconstrained value, or None.
 
     Classes are told by name, so that the normals of every model language count: distrax's and
@@ -20,7 +20,7 @@ def normal_prior(site: Site) -> tuple[Array, Array] | None:
     return _parameters(site.distribution)
 
 
-def _parameters(distribution: Any) -> tuple[Array, Array] | None:
+def _parameters(distribution: Any) -> tuple[ArrayLike, ArrayLike] | None:
     name = type(distribution).__name__
     if name in ("Independent", "ExpandedDistribution"):
         inner = getattr(distribution, "base_dist", None)
