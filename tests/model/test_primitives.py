@@ -322,6 +322,28 @@ def test_one_plate_object_holds_the_same_rows_each_time():
     assert [sites[n].value.shape for n in "xyz"] == [(5,), (4, 1), (4, 5)]
 
 
+@pytest.mark.parametrize("rows", [None, 3])
+def test_a_plate_made_outside_of_the_model_is_that_of_each_run(rows):
+    outside = gx.plate("a", 8, rows)
+
+    def model(y, plate=None):
+        mu = gx.sample("mu", normal())
+        with plate or outside as held:
+            gx.sample("y", distrax.Normal(mu, 1.0), obs=y[held])
+        with plate or outside as again:
+            gx.deterministic("again", again - held)
+
+    def inside(y):
+        model(y, gx.plate("a", 8, rows))
+
+    y, key = jnp.arange(8.0), jax.random.key(0)
+    with jax.checking_leaks():  # it holds nothing of a run when that is over
+        guides = [gx.AutoDelta(each, y, key=key) for each in (model, inside)]
+        ours, expected = (gx.ELBO()(guide, key, y) for guide in guides)
+    np.testing.assert_array_equal(ours, expected)
+    np.testing.assert_array_equal(guides[0].sample_posterior(key, y)["again"], 0)
+
+
 def test_one_plate_name_holds_the_same_rows_throughout_a_run():
     def model():
         with gx.plate("a", 100, 5) as first:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import dataclasses
+import functools
 from collections.abc import Iterator
 from typing import Any
 
@@ -80,6 +81,11 @@ class Messenger:
 
     sees_hidden: bool = False  # messages that a handler further in has stopped
 
+    @functools.cached_property
+    def notes(self) -> dict[Any, Any]:
+        """What is kept for the length of a run, of which this is the outermost messenger."""
+        return {}
+
     def process(self, msg: Message) -> None:
         """See the message on its way out."""
 
@@ -130,6 +136,11 @@ def enter(messenger: Messenger) -> None:
     for outer in _STACK.get():
         outer.surround(messenger)
     _STACK.set((*_STACK.get(), messenger))
+
+
+def outermost() -> Messenger | None:
+    """Return the outermost messenger, which is made for one run: other runs have another."""
+    return next(iter(_STACK.get()), None)
 
 
 def leave() -> None:

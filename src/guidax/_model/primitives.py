@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import types
 from collections.abc import Callable
-from typing import Any, overload
+from typing import Any, NamedTuple, overload
 
 import jax.numpy as jnp
 from jax.typing import ArrayLike
@@ -14,7 +14,7 @@ from .._numerics import as_array
 from .._types import is_integer
 from . import constraints
 from .constraint_types import Constraint
-from .messages import Message, Messenger, enter, key_of, leave, required_key, send
+from .messages import Message, Messenger, enter, key_of, leave, outermost, required_key, send
 from .rows import draw_rows
 from .trace import Plate
 
@@ -190,11 +190,19 @@ def prng_key() -> Array:
     return key_of(Message("prng_key"))
 
 
+class _Held(NamedTuple):
+    """The rows of a plate in one run, and whether `subsample` takes them of what it gets."""
+
+    frame: Plate
+    indices: Array
+    takes_rows: bool
+
+
 class plate(Messenger):
     """Rows that are independent given everything outside: a context manager.
 
     Entering it gives the row numbers that this run holds, of shape `(rows,)`. One object may be
-    entered several times and holds the same rows each time.
+    entered several times, and holds the same rows each time in one run of the model.
 
     Args:
         name: Name of the plate.
@@ -236,15 +244,15 @@ class plate(Messenger):
         self.size: int = int(size)
         self.dim: int | None = None if dim is None else int(dim)
         self._rows = int(rows)
-        self._frame: Plate | None = None
-        self._indices: Any = None
-        self._takes_rows = self._rows < self.size
 
     def __enter__(self) -> Int[Array, " rows"]:
-        if self._frame is None:
-            self._choose_rows()
+        run = outermost()
+        held = None if run is None else run.notes.get(self)
+        if held is None:
+            held = self._choose_rows()
         enter(self)
-        return self._indices
+        self._run.notes[self] = held
+        return held.indices
 
     def __exit__(
         self,
@@ -253,13 +261,23 @@ class plate(Messenger):
         traceback: types.TracebackType | None,
     ) -> None:
         leave()
+        self.notes.clear()  # where it was outermost itself
 
-    def _choose_rows(self) -> None:
+    @property
+    def _run(self) -> Messenger:
+        """The outermost messenger. What it holds is gone after the run, but a plate may stay."""
+        return outermost() or self
+
+    @property
+    def _held(self) -> _Held:
+        return self._run.notes[self]
+
+    def _choose_rows(self) -> _Held:
         msg = Message("plate", self.name, info={"size": self.size, "rows": self._rows})
         msg.value = None if self._rows < self.size else jnp.arange(self.size)
         everything = msg.value
         send(msg)
-        self._takes_rows = msg.value is not everything or everything is None
+        takes_rows = msg.value is not everything or everything is None
         if msg.value is None:
             key = msg.key if msg.key is not None else required_key(msg)
             msg.value = draw_rows(key, self.size, self._rows)
@@ -272,25 +290,24 @@ class plate(Messenger):
                 f"plate {self.name!r} takes dim {dim}, which a plate around it has already: leave "
                 "dim out, or give another."
             )
-        self._indices = msg.value
-        self._frame = Plate(self.name, self.size, dim, msg.value.shape[0])
+        return _Held(Plate(self.name, self.size, dim, msg.value.shape[0]), msg.value, takes_rows)
 
     def process(self, msg: Message) -> None:
         """Tell the message that it is inside."""
-        assert self._frame is not None
-        if any(p.dim == self._frame.dim for p in msg.plates):
+        frame = self._held.frame
+        if any(p.dim == frame.dim for p in msg.plates):
             raise ValueError(
-                f"plate {self.name!r} at dim {self._frame.dim} surrounds another plate at the same "
+                f"plate {self.name!r} at dim {frame.dim} surrounds another plate at the same "
                 f"dim around {msg.name!r}: give one of them another dim."
             )
-        msg.plates = (*msg.plates, self._frame)
+        msg.plates = (*msg.plates, frame)
 
     def finish(self, msg: Message) -> None:
         """Take the rows of `subsample`."""
-        assert self._frame is not None
-        if msg.kind != "subsample" or not self._takes_rows:
+        held = self._held
+        if msg.kind != "subsample" or not held.takes_rows:
             return
-        axis = jnp.ndim(msg.value) - msg.info["event_dim"] + self._frame.dim
+        axis = jnp.ndim(msg.value) - msg.info["event_dim"] + held.frame.dim
         if axis < 0 or msg.value.shape[axis] == 1:
             return
         if msg.value.shape[axis] != self.size:
@@ -299,7 +316,7 @@ class plate(Messenger):
                 f"{msg.value.shape}, which has {msg.value.shape[axis]} rows on that axis: give all "
                 "rows, or leave subsample out where the data hold the right ones already."
             )
-        msg.value = jnp.take(msg.value, self._indices, axis)
+        msg.value = jnp.take(msg.value, held.indices, axis)
 
 
 def _require_name(word: str, name: Any) -> None:
