@@ -5,14 +5,18 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import core, lax
+from jax.extend.core import get_opaque_trace_state
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, PyTree
+
+from ._types import is_typed_key
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -47,7 +51,12 @@ def sum_trailing(x: ArrayLike, ndim: int) -> Array:
 def strong(x: ArrayLike) -> Array:
     """Return a strongly typed array. A weakly typed leaf would make a second call trace again."""
     x = jnp.asarray(x)
-    return x.astype(x.dtype)
+    return as_dtype(x, x.dtype)
+
+
+def as_dtype(x: Array, dtype: Any) -> Array:
+    """Return an array of a dtype; random keys, which an optimizer's state may hold, as they are."""
+    return x if is_typed_key(x) else x.astype(dtype)
 
 
 def as_array(what: str, value: Any) -> Array:
@@ -77,9 +86,19 @@ def is_traced(tree: Any) -> bool:
     return any(isinstance(x, core.Tracer) for x in jax.tree.leaves(tree))
 
 
-def is_inside(tree: Any) -> bool:
-    """Say whether a leaf is a tracer, or would be one: under jit new constants are, too."""
-    return is_traced((tree, from_host(np.int32(0))))
+def is_inside() -> bool:
+    """Say whether a transformation is at work here, whether or not it traces a value at hand.
+
+    A function may close over tracers, which nothing shows: an optimizer over its learning rate.
+    """
+    return get_opaque_trace_state(convention="guidax") != _outside()
+
+
+@functools.cache
+def _outside() -> Any:
+    """Return the state of no transformation: that of a new thread, whatever is at work here."""
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        return pool.submit(get_opaque_trace_state, convention="guidax").result()
 
 
 def map_at_a_time(
@@ -105,17 +124,18 @@ def map_at_a_time(
 def jit_once(function: Function, **options: Any) -> Function:
     """Jit a function that is called a few times, so that compiling it is what it costs.
 
-    XLA's back end hardly optimises it. Inside a transformation, where such an option is an error,
-    it is part of the caller's program.
+    XLA's back end hardly optimises it. Such an option is an error inside a transformation: there it
+    is part of the caller's program, or where nothing that it gets is traced, a plain `jax.jit`.
 
     Args:
         function: The function.
         **options: As of `jax.jit`.
     """
     compiled = jax.jit(function, compiler_options={"xla_backend_optimization_level": 0}, **options)
+    inside = jax.jit(function, **options)
 
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
-        return (function if is_inside((args, kwargs)) else compiled)(*args, **kwargs)
+        return (inside if is_inside() else compiled)(*args, **kwargs)
 
     return call  # type: ignore[return-value]

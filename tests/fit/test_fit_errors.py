@@ -111,6 +111,15 @@ def test_a_broken_run_does_not_resume(broken):
         error.result.resume(FAR, steps=5, progress=False)
 
 
+def test_double_precision_does_not_resume_where_it_is_off(key):
+    with jax.enable_x64(True):
+        y = jnp.asarray(ConjugateNormal.y, jnp.float64)
+        guide = gx.AutoNormal(ConjugateNormal.model, y, key=key)
+        double = gx.fit(key, guide, y, steps=2, progress=False)
+    with jax.enable_x64(False), pytest.raises(ValueError, match="double precision.*switched off"):
+        double.resume(DATA, steps=2, progress=False)
+
+
 def test_a_run_breaks_after_a_resume(broken):
     """Steps count from the first call, and the losses are those of the last."""
     error, guide = broken

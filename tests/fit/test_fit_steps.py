@@ -134,6 +134,25 @@ def test_old_keys_are_keys_too(key):
 # --- optimizers --------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("policy", ["raise", "halve"])
+def test_an_optimizer_may_hold_a_key(policy, key):
+    optimizer = optax.noisy_sgd(0.01, key=jax.random.key(1))
+    guide = gx.AutoNormal(ConjugateNormal.model, DATA, key=key)
+    by_hand, state = guide, optimizer.init(guide)
+    for i in range(7):
+        grads = jax.grad(gx.ELBO())(by_hand, jax.random.fold_in(key, i), DATA)
+        updates, state = optimizer.update(grads, state)
+        by_hand = optax.apply_updates(by_hand, updates)
+    options = {"optimizer": optimizer, "on_nonfinite": policy, "progress": False}
+
+    def fit(key):
+        first = gx.fit(key, guide, DATA, steps=4, **options)
+        return first.resume(DATA, steps=3, progress=False).guide
+
+    assert distance(fit(key), by_hand) < 1e3 * precision()
+    assert distance(jax.jit(fit)(key), by_hand) < 1e3 * precision()
+
+
 def adam_by_hand(z, rates, clips=None, moments=(0.0, 0.0), before=0):
     """Adam on the parabola, in NumPy."""
     m, v = moments

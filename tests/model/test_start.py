@@ -293,9 +293,33 @@ def test_a_numpyro_model_must_be_wrapped(key):
 def test_names_that_the_model_lacks_are_told(key):
     with pytest.warns(UserWarning, match=r"values for \['aa'\], which no latent.*\['a', 'b'\]"):
         gx.AutoNormal(pair, key=key, init_loc_fn=gx.init_to_value({"aa": 1.0, "a": 2.0}))
+    wrong = gx.init_to_value({"bb": 1.0})
+    for part, outer in ((functools.partial(gx.AutoNormal, init_loc_fn=wrong), None), (None, wrong)):
+        parts = {"a": part or gx.AutoNormal, ...: gx.AutoNormal}
+        with pytest.warns(UserWarning, match=r"values for \['bb'\], which no latent"):
+            gx.AutoGuideList(pair, key=key, parts=parts, init_loc_fn=outer)
     batch = gx.Batch(*regression_data()).at(row=jnp.arange(3))
     with pytest.raises(ValueError, match=r"at\(row=...\) names no plate of the model"):
         gx.AutoNormal(regression, batch, key=key)
+
+
+def test_a_guide_of_rows_asks_what_others_ask(key):
+    y, local = jnp.asarray(Hierarchy.y, float), gx.AutoSemiDAIS
+    with pytest.warns(UserWarning, match="values for .'nope'., which no latent"):
+        local(Hierarchy.takes_rows, y, key=key, init_loc_fn=gx.init_to_value({"nope": 1.0}))
+    for at, message in (
+        ({"nope": jnp.array([1])}, "names no plate of the model"),
+        ({"data": jnp.array([0, 99])}, "data.*99"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            local(Hierarchy.takes_batch, gx.Batch(y[:2]).at(**at), key=key)
+
+
+@pytest.mark.parametrize("constructor", [gx.AutoNormal, gx.AutoGuideList, gx.AutoSemiDAIS])
+def test_a_seed_is_no_key(constructor):
+    for seed in (0, jax.random.split(jax.random.key(0), 3)):
+        with refused_type(f"{constructor.__name__} takes "):
+            constructor(pair, key=seed)
 
 
 def test_strategies_of_numpyro_are_told_apart(key):

@@ -15,10 +15,9 @@ from .._objective.base import AbstractObjective
 from .._objective.elbo import ELBO
 from .._types import Key, positive, require_key
 from .checkpoint import Checkpoint
-from .loop import train
 from .progress import Progress
 from .recipe import OnNonfinite, Optimizer, Schedule, make_recipe
-from .result import FitResult, conclude
+from .result import FitResult, result_of
 from .update import Run, as_int32, begin
 
 
@@ -102,6 +101,8 @@ def fit(
         NonFiniteError: If the run stops since loss, gradient or update is not finite. It carries
             the result up to there. Inside transformations `first_bad_step` and `num_bad_steps` of
             the result say so instead.
+        BaseException: What `batches` or `progress` raise, and `KeyboardInterrupt`: it carries the
+            result up to there, too, as `error.result`.
 
     Warns:
         UserWarning: If batches come and no plate of the model is subsampled, if they end early, if
@@ -120,7 +121,7 @@ def fit(
         on_nonfinite=on_nonfinite,
     )
     run = Run(key, rate, as_int32(0), as_int32(steps), objective, recipe)
-    outcome = train(
+    return result_of(
         begin(guide, run),
         run,
         args,
@@ -131,7 +132,6 @@ def fit(
         checkpoint=checkpoint,
         options=options_of(fit),
     )
-    return conclude(outcome, run)
 
 
 def _require(key: Any, guide: Any, objective: Any) -> None:

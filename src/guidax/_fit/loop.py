@@ -5,16 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
 from .._caller import warn_caller
 from .._model.batch import Batch, as_batch
-from .._numerics import from_host, is_traced
+from .._numerics import from_host, is_inside, is_traced
 from .checkpoint import Checkpoint, Log
 from .progress import Pace, Progress, Report
-from .source import CAPACITY, AbstractSource, Batches, OneBatch
+from .source import CAPACITY, AbstractSource, Batches, OneBatch, no_losses
 from .update import Moving, Run, advance
 from .window import require_distinct
 
@@ -38,6 +37,7 @@ def train(
     progress: Progress,
     checkpoint: Checkpoint | None,
     options: frozenset[str],
+    rescue: Callable[[BaseException, Outcome], None],
 ) -> Outcome:
     """Take steps from a state, which is donated.
 
@@ -51,6 +51,8 @@ def train(
         progress: As of `fit`.
         checkpoint: As of `fit`.
         options: Names of the keyword options of the call.
+        rescue: Gets what there is, where an error cuts the run off: the caller's own, in batches or
+            progress, or an interrupt.
 
     Raises:
         TypeError: If the arguments do not fit the model, or an option is of the wrong kind.
@@ -66,14 +68,14 @@ def train(
             "progress is None or True for a bar, False for nothing, or a function of step and "
             f"loss; got {progress!r}."
         )
-    traced = is_traced((moving, run, args, kwargs))
+    inside = is_inside()
     if batches is not None:
         if args or kwargs:
             raise ValueError(
                 "batches gives the model's arguments, step by step, so no others may stand beside "
                 "it: put them all into each gx.Batch."
             )
-        if traced:
+        if inside:
             raise ValueError(
                 "batches is read on the host, which jit and vmap cannot do: pass arrays, and let a "
                 "plate of the model subsample them."
@@ -84,13 +86,14 @@ def train(
                 "again from the middle."
             )
         log = None if checkpoint is None else Log(checkpoint, moving, run, None, steps)
-        return _on_host(moving, run, Batches(batches, int(run.start)), steps, progress, log)
+        source: AbstractSource = Batches(batches, int(run.start))
+        return _on_host(moving, run, source, steps, progress, log, rescue)
     batch = moving.guide.admit(as_batch(moving.guide.model, args, kwargs, options))
     if run.recipe.row_sparse:
         require_distinct(batch)
-    if not traced:
+    if not inside:
         log = None if checkpoint is None else Log(checkpoint, moving, run, batch, steps)
-        return _on_host(moving, run, OneBatch(batch), steps, progress, log)
+        return _on_host(moving, run, OneBatch(batch), steps, progress, log, rescue)
     if checkpoint is not None:
         raise ValueError(
             "checkpoints are written by the host, which jit and vmap leave out: use "
@@ -101,8 +104,9 @@ def train(
             "progress is shown by the host, which jit and vmap leave out: use progress=None inside "
             "them."
         )
-    moving, losses = advance(moving, run, batch, jnp.asarray(steps), capacity=steps)
-    return Outcome(moving, losses, None)
+    moving, losses = advance(moving, run, batch, steps=steps)
+    has_ended = not is_traced(moving) and int(moving.streak) >= run.recipe.patience
+    return Outcome(moving, losses, batch if has_ended else None)
 
 
 def _on_host(
@@ -112,38 +116,44 @@ def _on_host(
     steps: int,
     progress: Progress,
     log: Log | None,
+    rescue: Callable[[BaseException, Outcome], None],
 ) -> Outcome:
     before = int(moving.num_bad_steps)
     losses: list[np.ndarray] = []
     done, pace = 0, Pace(CAPACITY)
-    with Report(progress is None or progress, steps) as report:
-        if log is not None and (newest := log.newest(moving)) is not None:
-            moving, earlier = newest
-            losses, done = [earlier], len(earlier)
-            source.skip(done)
-            report.look(int(run.start) + done, earlier)
-        while done < steps:
-            asked = min(pace.steps, steps - done)
-            if log is not None:
-                asked = min(asked, log.ahead(done))
-            moving, taken = source.stride(moving, run, asked)
-            pace.look(len(taken))
-            if int(moving.streak) >= run.recipe.patience:
-                offset = int(moving.step) - int(run.start) - done
-                losses.append(taken[: offset + 1])
-                return Outcome(moving, _joined(losses), source.batch_of(offset))
-            losses.append(taken)
-            done += len(taken)
-            if log is not None:
-                log.look(moving, losses)
-            if len(taken):
-                report.look(int(run.start) + done, taken)
-            if len(taken) < asked:
-                warn_caller(
-                    f"the batches ended after {done} of {steps} steps; the result is what they "
-                    "gave."
-                )
-                break
+    try:
+        with Report(progress is None or progress, steps) as report:
+            if log is not None and (newest := log.newest(moving)) is not None:
+                moving, earlier = newest
+                losses, done = [earlier], len(earlier)
+                source.skip(done)
+                report.look(int(run.start) + done, earlier)
+            while done < steps:
+                asked = min(pace.steps, steps - done)
+                if log is not None:
+                    asked = min(asked, log.ahead(done))
+                moving, taken = source.stride(moving, run, asked)
+                pace.look(len(taken))
+                if int(moving.streak) >= run.recipe.patience:
+                    offset = int(moving.step) - int(run.start) - done
+                    losses.append(taken[: offset + 1])
+                    return Outcome(moving, _joined(losses), source.batch_of(offset))
+                losses.append(taken)
+                done += len(taken)
+                if log is not None:
+                    log.look(moving, losses)
+                if len(taken):
+                    report.look(int(run.start) + done, taken)
+                source.require_no_error()
+                if len(taken) < asked:
+                    warn_caller(
+                        f"the batches ended after {done} of {steps} steps; the result is what they "
+                        "gave."
+                    )
+                    break
+    except BaseException as error:
+        rescue(error, Outcome(moving, _joined(losses), None))
+        raise
     if bad := int(moving.num_bad_steps) - before:
         halves = run.recipe.on_nonfinite == "halve"
         what = "halved the learning rate" if halves else "were skipped"
@@ -156,4 +166,4 @@ def _on_host(
 
 
 def _joined(losses: list[np.ndarray]) -> Float[Array, " steps"]:
-    return from_host(np.concatenate(losses))
+    return from_host(np.concatenate([no_losses(), *losses]))

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
@@ -91,8 +92,8 @@ class FitResult(eqx.Module):
         Raises:
             TypeError: If the arguments do not fit the model.
             ValueError: If `steps` is less than 1, if the run had stopped at a bad step, if this is
-                the result of a whole ensemble, or if the checkpoints are of another run or all
-                damaged.
+                the result of a whole ensemble, if it is of double precision and that is switched
+                off now, or if the checkpoints are of another run or all damaged.
             NonFiniteError: If a loss, gradient or update is not finite.
         """
         steps = positive("steps", steps)
@@ -107,7 +108,7 @@ class FitResult(eqx.Module):
             old.objective,
             old.recipe,
         )
-        outcome = train(
+        return result_of(
             continued(self.state.moving),
             run,
             args,
@@ -118,13 +119,17 @@ class FitResult(eqx.Module):
             checkpoint=checkpoint,
             options=options_of(FitResult.resume),
         )
-        return conclude(outcome, run)
 
     def _require_resumable(self) -> None:
         if jnp.ndim(self.first_bad_step):
             raise ValueError(
                 "this is the result of an ensemble, whose members resume one by one: "
                 "jax.vmap(lambda result: result.resume(*args, steps=n))(result)."
+            )
+        if self.state.run.rate.dtype.itemsize > jnp.result_type(float).itemsize:
+            raise ValueError(
+                "this result is of double precision, which is switched off now: switch it on again "
+                '(jax.config.update("jax_enable_x64", True)), or start a new fit from result.guide.'
             )
         if int(self.state.moving.streak) >= self.state.run.recipe.patience:
             raise ValueError(
@@ -169,13 +174,27 @@ class NonFiniteError(FloatingPointError):
         return make, (self.result, self.sites), self.__dict__
 
 
-def conclude(outcome: Outcome, run: Run) -> FitResult:
-    """Return the result, or raise it.
+def result_of(
+    moving: Moving, run: Run, args: tuple[Any, ...], kwargs: dict[str, Any], **options: Any
+) -> FitResult:
+    """Take steps as `train` does, and return the result, or raise it.
 
     Raises:
         NonFiniteError: If the host saw a bad step.
     """
-    moving, losses, bad_batch = outcome
+
+    def rescue(error: BaseException, outcome: Outcome) -> None:
+        moving, losses, _ = outcome
+        was_donated = any(x.is_deleted() for x in jax.tree.leaves(moving))
+        if was_donated or not losses.size or hasattr(error, "result"):
+            return
+        error.__dict__["result"] = FitResult(losses, FitState(moving, run))
+        error.add_note(
+            f"The fit had taken {losses.size} of {options['steps']} steps. Nothing is lost: what "
+            "they came to is in this error's .result, whose .resume goes on."
+        )
+
+    moving, losses, bad_batch = train(moving, run, args, kwargs, rescue=rescue, **options)
     result = FitResult(losses, FitState(moving, run))
     if bad_batch is None:
         return result

@@ -24,6 +24,8 @@ MAX_HELD = 1 << 29  # bytes of batches whose steps have not been looked at
 class AbstractSource(abc.ABC):
     """Takes steps on the host's side."""
 
+    _error: BaseException | None = None
+
     @abc.abstractmethod
     def stride(self, moving: Moving, run: Run, n: int) -> tuple[Moving, np.ndarray]:
         """Take up to `n` steps, at most `CAPACITY`; fewer if the batches or the run end before."""
@@ -31,6 +33,11 @@ class AbstractSource(abc.ABC):
     def skip(self, n: int) -> None:
         """Leave out the first `n` steps, which were taken before."""
         del n
+
+    def require_no_error(self) -> None:
+        """Raise the error that cut the last stride short, if one did."""
+        if self._error is not None:
+            raise self._error
 
     @abc.abstractmethod
     def batch_of(self, offset: int) -> Batch:
@@ -50,7 +57,7 @@ class OneBatch(AbstractSource):
         kept; where a stride meets a bad step it is done again, up to it. So which program takes a
         step does not depend on how steps are cut into strides, nor does its last bit.
         """
-        before = _no_losses()
+        before = no_losses()
         if _is_worth_trying(moving, run):
             after, losses, is_finite = self._try(moving, run, n)
             if is_finite:
@@ -58,6 +65,10 @@ class OneBatch(AbstractSource):
             moving, before = self._up_to_first_bad(moving, run, losses)
             n -= len(before)
         moving, losses = advance_in_place(moving, run, self._batch, as_int32(n), capacity=CAPACITY)
+        try:
+            jax.block_until_ready(losses)
+        except BaseException as error:  # an interrupt, which waits: the state before is donated
+            self._error = error
         losses = np.asarray(losses)[:n]  # on the host: a slice on the device would compile
         return moving, np.concatenate([before, losses])
 
@@ -90,7 +101,7 @@ class OneBatch(AbstractSource):
         return self._batch
 
 
-def _no_losses() -> np.ndarray:
+def no_losses() -> np.ndarray:
     """Return no losses, of the dtype that losses have: an empty float64 would make them float64."""
     return np.zeros(0, jnp.result_type(float))
 
@@ -125,22 +136,27 @@ class Batches(AbstractSource):
     def stride(self, moving: Moving, run: Run, n: int) -> tuple[Moving, np.ndarray]:
         """Take a step on each of the next `n` batches, or on those up to the end of the run.
 
-        The batches are held until it is seen that none of their steps ended it.
+        The batches are held until it is seen that none of their steps ended it. An error, of the
+        caller's batches or an interrupt, ends the stride and waits: what was taken comes first.
         """
         self._recent, losses, held = {}, [], 0
-        for batch in self._take(n):
-            batch = self._admitted(moving.guide, batch)
-            if run.recipe.row_sparse:
-                require_distinct(batch)
-            moving, loss = advance_in_place(moving, run, batch, as_int32(1), capacity=1)
-            self._recent[len(losses)] = batch
-            losses.append(loss)
-            held += sum(x.nbytes for x in batch.arrays)
-            if held > MAX_HELD:
-                if int(moving.streak) >= run.recipe.patience:
-                    break
-                self._recent, held = {}, 0
-        return moving, np.concatenate(jax.device_get(losses)) if losses else _no_losses()
+        try:
+            for batch in self._take(n):
+                batch = self._admitted(moving.guide, batch)
+                if run.recipe.row_sparse:
+                    require_distinct(batch)
+                moving, loss = advance_in_place(moving, run, batch, as_int32(1), capacity=1)
+                self._recent[len(losses)] = batch
+                losses.append(loss)
+                held += sum(x.nbytes for x in batch.arrays)
+                if held > MAX_HELD:
+                    if int(moving.streak) >= run.recipe.patience:
+                        break
+                    self._recent, held = {}, 0
+            jax.block_until_ready(losses)
+        except BaseException as error:
+            self._error = error
+        return moving, np.concatenate(jax.device_get(losses)) if losses else no_losses()
 
     def skip(self, n: int) -> None:
         """Go on counting `n` steps later."""

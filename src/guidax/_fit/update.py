@@ -17,9 +17,9 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from .._guide.guide import AutoGuide
 from .._model.batch import Batch
-from .._numerics import all_finite, from_host, jit_once, strong
+from .._numerics import all_finite, as_dtype, from_host, jit_once, strong
 from .._objective.base import AbstractObjective
-from .._types import Key
+from .._types import Key, is_typed_key
 from .recipe import Recipe
 from .window import Rows, map_moments, rows_of
 
@@ -101,7 +101,8 @@ def _placed(opt_state: PyTree, trained: PyTree) -> PyTree:
     """Place moments as their parameters are: from JAX 0.12 on, zeros_like drops their sharding."""
 
     def place(x: Array, moment: Array) -> Array:
-        return moment + (0 * x).astype(moment.dtype) if moment.shape == x.shape else moment
+        is_moment = moment.shape == x.shape and not is_typed_key(moment)
+        return moment + (0 * x).astype(moment.dtype) if is_moment else moment
 
     return map_moments(place, trained, opt_state)
 
@@ -154,14 +155,17 @@ def advance_unguarded(
     return moving, losses, jnp.all(is_finite) & all_finite(trained)
 
 
-@functools.partial(jax.jit, static_argnames="capacity")
+@functools.partial(jax.jit, static_argnames="steps")
 def advance(
-    moving: Moving, run: Run, batch: Batch, n: Int[Array, ""], *, capacity: int
-) -> tuple[Moving, Float[Array, " capacity"]]:
-    """Take `n` steps inside a transformation; see `_advance`."""
+    moving: Moving, run: Run, batch: Batch, *, steps: int
+) -> tuple[Moving, Float[Array, " steps"]]:
+    """Take steps inside a transformation; see `_advance`.
+
+    Their number is static: a loop of a length that is known has a reverse mode.
+    """
     loss = run.objective.loss(moving.guide, run.key, batch)  # for its placement: XLA drops it
-    losses = jnp.zeros((capacity,), float)
-    return _loop(_one_step, _depends_on(loss, (moving, losses)), run, batch, n)
+    losses = jnp.zeros((steps,), float)
+    return _loop(_one_step, _depends_on(loss, (moving, losses)), run, batch, steps)
 
 
 def _loop(
@@ -169,7 +173,7 @@ def _loop(
     carry: tuple[Moving, Array],
     run: Run,
     batch: Batch,
-    n: Int[Array, ""],
+    n: Int[Array, ""] | int,
 ) -> tuple[Moving, Array]:
     def body(i: Array, carry: tuple[Moving, Array]) -> tuple[Moving, Array]:
         moving, losses = carry
@@ -277,7 +281,7 @@ def _moved(moving: Moving, run: Run, batch: Batch) -> tuple[Moving, Float[Array,
         streak=jnp.zeros_like(moving.streak),
         last_good=moving.last_good and (moving.guide, moving.opt_state),
     )
-    return jax.tree.map(lambda x, old: x.astype(old.dtype), moved, moving), loss
+    return jax.tree.map(lambda x, old: as_dtype(x, old.dtype), moved, moving), loss
 
 
 def _after_bad_step(moving: Moving, alive: Bool[Array, ""], recipe: Recipe) -> Moving:
@@ -319,4 +323,4 @@ def _depends_on(anchor: Array, tree: PyTree) -> PyTree:
     batched one. XLA folds this away.
     """
     nothing = jnp.where(False, anchor, jnp.zeros_like(anchor))
-    return jax.tree.map(lambda x: x + nothing.astype(x.dtype), tree)
+    return jax.tree.map(lambda x: x if is_typed_key(x) else x + nothing.astype(x.dtype), tree)

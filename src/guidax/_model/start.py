@@ -14,11 +14,12 @@ import numpy as np
 from jax import lax, random
 from jaxtyping import Array, Bool, Float, Int
 
-from .._numerics import all_finite, from_host, is_inside, is_traced, jit_once, strong
+from .._numerics import all_finite, from_host, is_traced, jit_once, strong
 from .._types import Key
 from .batch import Batch
 from .indices import drawable_plates, refusal
 from .model import AbstractModel, at_zero
+from .strategies import init_to_uniform, strategy_at
 from .structure import describe
 from .target import Draw, Target
 from .trace import Indices, LatentSpec, Site, Structure, Trace
@@ -112,7 +113,7 @@ def find_start(
     local = tuple(p for p in structure.local_plates if p.rows < p.size or draws_rows)
     admitted = () if is_traced((model, batch)) else drawable_plates(model, batch, local)
     inputs = model, batch.admit(admitted), key, strategy
-    if is_inside(inputs):
+    if is_traced((*inputs, from_host(np.int32(0)))):  # under jit a new constant is traced, too
         params, location = _search(*inputs, structure)
     else:
         params, location = _search_on_host(*inputs, structure)
@@ -142,6 +143,8 @@ def _search_on_host(
     Nearly always that is the first, and a program without a loop compiles in less time.
     """
     found = _try_once(model, batch, key, strategy, from_host(np.int32(0)), structure)
+    if is_traced(found):  # the model closes over a tracer
+        return _search(model, batch, key, strategy, structure)
     for i in range(1, TRIES):
         if found.ok:
             break
@@ -222,9 +225,14 @@ def _try(
     specs = {s.name: s for s in structure.latents}
     keys = dict(zip(specs, random.split(random.fold_in(key, i), len(specs)), strict=True))
     given: dict[str, Array] = {}  # values that a strategy gave for all rows of a plate
+    uniform = _uniform_values(strategy, specs, keys)
 
     def choose(site: Site) -> Array:
-        value = jnp.asarray(strategy(site, keys[site.name])).astype(site.dtype)
+        if site.name in uniform and uniform[site.name].shape == site.zeros().shape:
+            value = site.bijection.forward(uniform[site.name])
+        else:
+            value = strategy(site, keys[site.name])
+        value = jnp.asarray(value).astype(site.dtype)
         return _of_run(site, specs[site.name], value, indices, given)
 
     sites = model.run(batch, key, choose, indices).sites
@@ -251,6 +259,26 @@ def _try(
         outside=outside,
         leaks={name: _leak(target, u, name) for name in structure.padded},
     )
+
+
+def _uniform_values(
+    strategy: Any, specs: dict[str, LatentSpec], keys: dict[str, Key]
+) -> dict[str, Array]:
+    """Return what `init_to_uniform` draws for sites outside plates, in unconstrained space.
+
+    Sites of one shape share one generator call, which is what costs compilation.
+    """
+    groups: dict[Any, list[str]] = {}
+    for name, spec in specs.items():
+        own = strategy_at(strategy, name)
+        if isinstance(own, init_to_uniform) and not spec.plates:
+            groups.setdefault((own, spec.shape, spec.dtype), []).append(name)
+    found = {}
+    for (own, shape, dtype), names in groups.items():
+        draw = functools.partial(own.unconstrained, shape=shape, dtype=dtype)
+        values = jax.vmap(draw)(jnp.stack([keys[name] for name in names]))
+        found |= dict(zip(names, values, strict=True))
+    return found
 
 
 _try_once = jit_once(_try, static_argnames="structure")

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax import random
 from jax.typing import ArrayLike
-from jaxtyping import Array
+from jaxtyping import Array, DTypeLike
 
 from .._types import Key, is_number, positive
 from .static import Static
@@ -42,8 +42,11 @@ class init_to_uniform(eqx.Module):
     def __call__(self, site: Site, key: Key) -> Array:
         """Return a constrained value for the live site."""
         zero = site.zeros()
-        u = random.uniform(key, zero.shape, zero.dtype, -self.radius, self.radius)
-        return site.bijection.forward(u)
+        return site.bijection.forward(self.unconstrained(key, zero.shape, zero.dtype))
+
+    def unconstrained(self, key: Key, shape: tuple[int, ...], dtype: DTypeLike) -> Array:
+        """Return the value in unconstrained space."""
+        return random.uniform(key, shape, dtype, -self.radius, self.radius)
 
 
 class init_to_median(eqx.Module):
@@ -148,6 +151,15 @@ class by_site(eqx.Module):
     def __call__(self, site: Site, key: Key) -> Array:
         """Return a constrained value for the live site."""
         return self.strategies[dict(self.of_site)[site.name]](site, key)
+
+
+def strategy_at(strategy: Any, name: str) -> Any:
+    """Return the strategy that is at work at a site, inside those that hold several."""
+    if isinstance(strategy, by_site):
+        return strategy_at(strategy.strategies[dict(strategy.of_site)[name]], name)
+    if isinstance(strategy, init_to_value) and name not in strategy.values:
+        return strategy_at(strategy.fallback, name)
+    return strategy
 
 
 class _Function(eqx.Module):

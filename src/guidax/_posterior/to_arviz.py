@@ -92,7 +92,7 @@ def to_arviz(
     require_key("to_arviz", key)
     if not isinstance(guide, AutoGuide):
         raise TypeError(f"to_arviz takes a key, then a guide; got {type(guide).__name__}.")
-    if is_inside((key, guide, args, kwargs)):
+    if is_inside():
         raise ValueError(
             "ArviZ holds values, which are not known inside a transformation: draw there, and call "
             "to_arviz outside."
