@@ -357,6 +357,11 @@ def test_transformed_is_equal_by_base_and_bijector_object():
         (lambda: C.interval(np.float64(3.0), 1), ValueError, "low=3.0, high=1"),
         (lambda: C.zero_sum(0), ValueError, "at least one axis; got event_dim=0"),
         (lambda: C.zero_sum(True), TypeError, "event_dim is a Python integer; got True"),
+        (
+            lambda: C.independent(C.positive, 1.5),
+            TypeError,
+            "ndims counts axes, so it is a Python integer; got 1.5|'ndims'",
+        ),
         (lambda: C.zero_sum(1.5), TypeError, "event_dim is a Python integer|'event_dim'"),
         (lambda: C.independent(C.real, -1), ValueError, "cannot be negative; got -1"),
         (lambda: C.transformed(C.real, tfb.JointMap([tfb.Exp()])), TypeError, "distrax bijector"),

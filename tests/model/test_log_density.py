@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.scipy.stats import norm
 
 import guidax as gx
 from assertions import refused_type
@@ -36,6 +37,14 @@ def test_a_fit_reaches_the_normalizer(entry, key):
     np.testing.assert_allclose(draws["x"].std(axis=0), 0.5, atol=0.03)
     elbo = -np.mean(jax.vmap(lambda k: gx.ELBO()(fitted, k, MEAN))(jax.random.split(key, 2000)))
     assert abs(elbo - EVIDENCE) < 0.02
+
+
+def test_a_model_without_latents_has_the_density_of_its_data():
+    def model(y):
+        gx.sample("y", distrax.Normal(jnp.zeros(()), 1.0), obs=y)
+
+    y = jnp.asarray([0.5, -1.0], float)
+    np.testing.assert_allclose(gx.log_joint(model, {}, y), norm.logpdf(y).sum(), rtol=1e-6)
 
 
 def test_log_joint_is_the_density(key):

@@ -13,6 +13,7 @@ import guidax as gx
 from assertions import distance, identical
 from models import NETWORK_DATA, Network, new_traces, regression, regression_data, traces
 
+KEY = jax.random.key(0)
 Y = jnp.asarray([0.5, -0.3, 1.2], float)
 
 
@@ -244,6 +245,44 @@ def test_a_batch_is_a_pytree_of_its_arrays():
         gx.Batch({1, 2, 3})
     with pytest.raises((ValueError, TypeError), match=r"takes a vector of integer|rows"):
         batch.at(data=jnp.zeros(3))
+
+
+def test_arrays_of_every_kind_are_traced():
+    for x in (np.asarray([1.5], jnp.bfloat16), np.array([True]), jax.random.split(KEY, 2)):
+        batch = gx.Batch(x)
+        assert len(batch.arrays) == 1 and not batch.layout.constants
+
+
+@pytest.mark.parametrize("impl", ["threefry2x32", "rbg"])
+def test_an_argument_may_be_a_key(impl):
+    def model(seed, y):
+        z = gx.sample("z", distrax.Normal(jnp.zeros(()), 1.0))
+        gx.sample("y", distrax.Normal(z + 0.1 * jax.random.normal(seed, y.shape), 1.0), obs=y)
+
+    guide = gx.AutoNormal(model, jax.random.key(1, impl=impl), Y, key=KEY)
+    without = guide.median()["z"]  # of arguments that are left out the shapes are known
+    assert float(without) == float(guide.median(jax.random.key(2, impl=impl), Y)["z"])
+
+
+def test_a_default_that_is_written_out_is_no_other_program(key):
+    def model(y, size=6, kind="plain", scale=1.0, extra=None):
+        assert isinstance(size, int) and kind == "plain" and extra is None
+        with gx.plate("data", size, subsample_size=2) as rows:
+            z = gx.sample("z", distrax.Normal(jnp.zeros(()), scale))
+            gx.sample("y", distrax.Normal(z, 1.0), obs=y[rows])
+
+    y = jnp.arange(6.0)
+    guide = gx.AutoNormal(model, y, key=key)
+    loss = jax.jit(lambda *args, **kwargs: gx.ELBO()(guide, key, *args, **kwargs))(y)
+    for args, kwargs in (((6,), {}), ((6, "plain"), {}), ((), {"extra": None, "size": 6})):
+        # Under jit another structure would be refused, since rows of the plate are drawn.
+        again = jax.jit(lambda y, a=args, k=kwargs: gx.ELBO()(guide, key, y, *a, **k))(y)
+        assert float(again) == float(loss)
+
+
+def test_a_batch_goes_by_position():
+    with pytest.raises(TypeError, match="gx.Batch goes by position, not as batch="):
+        gx.AutoNormal(line, batch=gx.Batch(Y, 1.0), key=KEY)
 
 
 def test_memory_of_data_is_nowhere(key):

@@ -250,23 +250,24 @@ def _defaults_in(bound: inspect.BoundArguments) -> list[str]:
 
 def _as_leaf(leaf: Any, position: int) -> Any:
     """Return a strongly typed array, or a constant."""
+    what = f"leaf {position} of the model's arguments"
     if isinstance(leaf, jax.Array):
         return strong(leaf) if getattr(leaf, "weak_type", False) else leaf
     if isinstance(leaf, np.ndarray) and _is_numeric(leaf.dtype):
-        return _checked(leaf, position)
+        return _checked(leaf, what)
     if isinstance(leaf, (float, complex)):
         return np.asarray(leaf, dtypes.canonicalize_dtype(type(leaf).__mro__[-2]))
     if isinstance(leaf, np.inexact):
-        return _checked(np.asarray(leaf), position)
+        return _checked(np.asarray(leaf), what)
     try:
         return leaf if isinstance(leaf, Static) else Static(leaf)
     except TypeError as error:
-        raise TypeError(f"leaf {position} of the model's arguments: {error}") from None
+        raise TypeError(f"{what}: {error}") from None
 
 
-def _checked(array: np.ndarray, position: int) -> np.ndarray:
+def _checked(array: np.ndarray, what: str) -> np.ndarray:
     """Return a numeric array as it is, if JAX takes it and leaves its integers what they are."""
-    what, dtype = f"leaf {position} of the model's arguments", array.dtype
+    dtype = array.dtype
     if not dtype.isnative:
         raise TypeError(
             f"{what} is an array of {dtype.str}, which is not in this machine's byte order: pass "
@@ -312,4 +313,6 @@ def _row_numbers(name: str, value: Any) -> Array:
             f"at({name}=...) takes a vector of integer row numbers; got {value.dtype} of shape "
             f"{tuple(value.shape)}."
         )
+    if isinstance(value, np.ndarray):
+        value = _checked(value, f"at({name}=...)")
     return jnp.asarray(value)

@@ -7,6 +7,7 @@ from typing import Any
 
 from jaxtyping import Array
 
+from .._types import is_integer
 from .constraint_types import BoundFunction, Constraint, Real, all_events
 
 
@@ -18,7 +19,7 @@ class Independent(Constraint):
         ndims: How many further trailing axes belong to the value.
 
     Raises:
-        TypeError: If `base` is no constraint.
+        TypeError: If `base` is no constraint, or `ndims` no integer.
         ValueError: If `ndims` is negative.
     """
 
@@ -27,6 +28,8 @@ class Independent(Constraint):
     def __init__(self, base: Constraint, ndims: int):
         if not isinstance(base, Constraint):
             raise TypeError(f"independent wraps a constraint; got {base!r}.")
+        if not is_integer(ndims):
+            raise TypeError(f"ndims counts axes, so it is a Python integer; got {ndims!r}.")
         if ndims < 0:
             raise ValueError(f"ndims counts axes, so it cannot be negative; got {ndims}.")
         if isinstance(base, Independent):

@@ -103,7 +103,7 @@ def over_points(
         for name, x in latents.items()
     }
     leads = {name: x.shape[: x.ndim - len(zeros[name].shape)] for name, x in latents.items()}
-    lead = next(iter(leads.values()))
+    lead = next(iter(leads.values()), ())  # a model without latents has one point
     if any(other != lead for other in leads.values()):
         raise ValueError(f"the leading axes of the latents differ: {leads}.")
     for _ in lead:
