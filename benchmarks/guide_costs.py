@@ -13,9 +13,12 @@ import functools
 import json
 import time
 
+import distrax
 import jax
+import jax.numpy as jnp
 from first_fit import environment
-from flows import regression, regression_data
+from flows import regression_data
+from tensorflow_probability.substrates.jax import distributions as tfd
 
 import guidax as gx
 
@@ -35,6 +38,14 @@ GUIDES = {
         gx.AutoDAIS, K=8, base_dist="cholesky", whiten=True, eta_max=1.0
     ),
 }
+
+
+def regression(X, y):
+    """Logistic regression with a common scale of the coefficients."""
+    tau = gx.sample("tau", tfd.HalfNormal(1.0))
+    beta = gx.sample("beta", distrax.Independent(distrax.Normal(jnp.zeros(X.shape[1]), tau), 1))
+    with gx.plate("data", X.shape[0]):
+        gx.sample("y", distrax.Bernoulli(logits=X @ beta), obs=y)
 
 
 def seconds_of(run):
