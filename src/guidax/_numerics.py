@@ -125,7 +125,7 @@ def jit_once(function: Function, **options: Any) -> Function:
     """Jit a function that is called a few times, so that compiling it is what it costs.
 
     XLA's back end hardly optimises it. Such an option is an error inside a transformation: there it
-    is part of the caller's program, or where nothing that it gets is traced, a plain `jax.jit`.
+    is jitted without.
 
     Args:
         function: The function.
