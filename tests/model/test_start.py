@@ -290,6 +290,28 @@ def test_a_numpyro_model_must_be_wrapped(key):
     assert bool(gx.AutoNormal(gx.from_numpyro(model), key=key).is_finite())
 
 
+def test_sites_of_one_shape_share_a_generator_and_draw_as_if_they_did_not(key):
+    """Each generator call costs compilation."""
+
+    def model():
+        for i in range(6):
+            gx.sample(f"z{i}", (distrax.Normal if i % 2 else tfd.LogNormal)(jnp.zeros(()), 1.0))
+        gx.sample("w", distrax.Normal(jnp.zeros(3), 1.0))
+
+    def alone(site, key):
+        return gx.init_to_uniform(1.0)(site, key)
+
+    def start(strategy):
+        return gx.AutoNormal(model, key=key, init_loc_fn=strategy).family.loc
+
+    def generators(strategy):
+        return str(jax.make_jaxpr(lambda: start(strategy))()).count("name=_uniform")
+
+    assert identical(start(gx.init_to_uniform(1.0)), start(alone))
+    shared, own = generators(gx.init_to_uniform(1.0)), generators(alone)
+    assert 0 < shared < own / 2, (shared, own)
+
+
 def test_names_that_the_model_lacks_are_told(key):
     with pytest.warns(UserWarning, match=r"values for \['aa'\], which no latent.*\['a', 'b'\]"):
         gx.AutoNormal(pair, key=key, init_loc_fn=gx.init_to_value({"aa": 1.0, "a": 2.0}))
