@@ -100,8 +100,8 @@ def name_in_benchmark(cell):
 def test_the_tables_of_bounds_have_the_figures_of_the_benchmark():
     figures = json.loads((RESULTS / "targets-2026-11-27.json").read_text())
     found = {(row["target"], row["guide"]): row["guidax"] for row in figures["rows"]}
-    (_, *targets), rows = table_after("docs/choosing.md", "How far the bounds get")
-    same, fitted = table_after("docs/choosing.md", "From a fitted base")
+    (_, *targets), rows = table_after("docs/annealing.md", "How far the bounds get")
+    same, fitted = table_after("docs/annealing.md", "From a fitted base")
     assert same[1:] == targets
     shown = 0
     for guide, *entries in rows + fitted:
