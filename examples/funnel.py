@@ -31,7 +31,8 @@ def funnel():
 # %%
 # Four guides
 # -----------
-# A flow that starts at a fitted normal has its location and scales already.
+# A flow that starts at a fitted normal has its location and scales already. Of these three only the
+# spline coupling ends at a higher ELBO for it.
 
 
 def fit(guide, steps):

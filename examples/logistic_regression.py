@@ -133,8 +133,8 @@ classical = LogisticRegression(max_iter=1_000).fit(x_train, y_train)
 report("scikit-learn", jnp.asarray(classical.predict_proba(x_test)[:, 1]))
 
 # %%
-# K-hat stays above 0.7: none of them covers all of this posterior. The bound of the last is the
-# best, and its predictions are no better for it.
+# A k-hat near or above 0.7 says that a guide does not cover all of this posterior. The guide with
+# the best bound need not have the best predictions.
 #
 # The coefficients
 # ----------------

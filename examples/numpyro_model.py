@@ -4,7 +4,7 @@ A NumPyro model, unchanged
 
 A model written for NumPyro, with its distributions, plates and handlers, becomes a guidax model by
 ``gx.from_numpyro``. Here NumPyro's own SVI and guidax fit the same guide to it, and both are timed.
-NumPyro is an extra: ``pip install "guidax[numpyro]"``.
+NumPyro is an extra: ``pip install '.[numpyro]'`` in a clone.
 """
 
 import time
