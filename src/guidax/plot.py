@@ -1,4 +1,4 @@
-"""Pictures of fits and posteriors. They need matplotlib: `pip install "guidax[plot]"`."""
+"""Pictures of fits and posteriors. They need matplotlib, the extra `plot`."""
 
 from ._posterior.pictures import khat as khat
 from ._posterior.pictures import loss as loss

@@ -101,13 +101,19 @@ def fit(
         NonFiniteError: If the run stops since loss, gradient or update is not finite. It carries
             the result up to there. Inside transformations `first_bad_step` and `num_bad_steps` of
             the result say so instead.
-        BaseException: What `batches` or `progress` raise, and `KeyboardInterrupt`: it carries the
+        KeyboardInterrupt: On Ctrl-C. It, and what `batches` or `progress` raise, carries the
             result up to there, too, as `error.result`.
 
     Warns:
         UserWarning: If batches come and no plate of the model is subsampled, if they end early, if
             the newest checkpoint is damaged and the one before is used, or if steps that were not
             finite have been skipped.
+
+    Example::
+
+        guide = gx.AutoNormal(model, x, y, key=key)
+        result = gx.fit(key, guide, x, y, steps=2_000)
+        draws = result.guide.sample_posterior(key, x, y, sample_shape=(1_000,))
     """
     _require(key, guide, objective)
     steps = positive("steps", steps)

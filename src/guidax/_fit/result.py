@@ -37,8 +37,9 @@ class FitResult(eqx.Module):
     """A trained guide, and the way to train it further.
 
     Attributes:
-        losses: The loss at each step of the last call, in nats. NaN after a bad step.
-        state: Guide, optimizer state, key and options.
+        losses: The loss at each step of the last call, in nats: an estimate from `num_particles`
+            draws and, with subsampled plates, from one batch, scaled by N/B. NaN after a bad step.
+        state: What `resume` needs to go on. Opaque: its parts may change.
     """
 
     losses: Float[Array, " steps"]

@@ -42,6 +42,14 @@ class AutoDAIS(AutoGuide):
     1.0. If gradients at the start are huge, `fit` clips them; with an optimizer that does not,
     `max_kick` keeps the moves in bounds.
 
+    With momenta `u ~ N(0, I)`, the base q0, the joint density f, the speed s, the gain g, the
+    damping gamma, and step size eta and temperature beta of the step, a step is::
+
+        half = z + eta/2 s u
+        w    = u + eta g s [(1 - beta) grad log q0(half) + beta grad log f(half)]
+        z'   = half + eta/2 s w
+        u'   = gamma w + sqrt(1 - gamma^2) xi,    xi ~ N(0, I)
+
     It cannot take plates that hold some of their rows: see `AutoSurrogateLikelihoodDAIS` and
     `AutoSemiDAIS`. In an `AutoGuideList` it comes last.
 
@@ -77,7 +85,8 @@ class AutoDAIS(AutoGuide):
 
     Source: Geffner and Domke 2021, "MCMC variational inference via uncorrected Hamiltonian
     annealing"; Zhang et al. 2021, "Differentiable annealed importance sampling and the perils of
-    gradient noise". `gx.AutoDAIS` moves differently: see `dais` in the source.
+    gradient noise". Against both, speed and gain of each coordinate and the step size of each step
+    are parameters of their own.
     """
 
     def __init__(
@@ -122,8 +131,8 @@ class AutoDAIS(AutoGuide):
         """Return the parameters of the moves.
 
         Returns:
-            `step_size` and `temperatures` of each step, `damping`, and `speed` and `gain` of each
-            coordinate, as `dais` takes them.
+            `step_size` and `temperatures` of each step, of shape `(K,)`; `damping`, a scalar; and
+            `speed` and `gain` of each coordinate, of shape `(dim,)`.
         """
         return dynamics_of(self.family)
 

@@ -151,9 +151,11 @@ class AutoGuide(eqx.Module):
             Log densities in constrained space, of the shape of the leading axes.
 
         Raises:
-            TypeError: If the family has no density in closed form or draws some sites as points, or
-                `latents` is no dictionary of arrays.
-            ValueError: If a latent is missing or unknown, or has a shape that does not fit.
+            TypeError: If the family has no density in closed form (annealed guides) or draws some
+                sites as points (`AutoDelta`), also as part of a list; if `latents` is no dictionary
+                of arrays; or if the arguments do not fit the model.
+            ValueError: If a latent is missing or unknown, or has a shape that does not fit; if
+                arguments are left out that are needed.
         """
         batch, _ = self._request(args, kwargs, options_of(AutoGuide.log_prob), self._held)
         return evaluate.log_prob(self._settled(batch), latents, batch)

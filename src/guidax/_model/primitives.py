@@ -22,6 +22,12 @@ from .trace import Plate
 def sample(name: str, dist: Any, obs: ArrayLike | None = None) -> Array:
     """Draw a random variable, or score an observation.
 
+    A value has the distribution's batch shape, with an axis for each plate around, and then its
+    event shape. A plate's axis is counted from the right of the batch shape: in a plate of 10 rows
+    `distrax.Normal(0.0, 1.0)` gives shape `(10,)`, and a normal over vectors of 3, as
+    `distrax.Independent(distrax.Normal(jnp.zeros(3), 1.0), 1)`, gives `(10, 3)`. In a plate, an
+    axis that is no plate's belongs to the event.
+
     Args:
         name: Name of the site, once in a model.
         dist: A distribution of distrax or of TFP's JAX substrate, as it is. It broadcasts to the
@@ -122,7 +128,9 @@ def deterministic(name: str, value: Any) -> Any:
 def factor(name: str, log_factor: ArrayLike) -> None:
     """Add a term to the log density.
 
-    Inside a plate it broadcasts to the plate's rows, as an observation does.
+    For what no distribution expresses: a likelihood that is computed by hand, a penalty
+    (`gx.factor("ridge", -0.1 * jnp.sum(weights**2))`), or a prior on a flat site. Inside a plate it
+    broadcasts to the plate's rows, as an observation does.
 
     Args:
         name: Name of the site.
@@ -183,6 +191,9 @@ def subsample(data: ArrayLike | None, event_dim: int = 0) -> Array | None:
 
 def prng_key() -> Array:
     """Return a random key of the run's own.
+
+    For randomness in a model that is no latent, such as dropout or added noise:
+    `jax.random.normal(gx.prng_key(), x.shape)`. Each run has another key, from that of its caller.
 
     Raises:
         ValueError: If no handler gives keys.

@@ -64,7 +64,9 @@ def static(value: Any) -> Static:
     """Mark an argument of a model whose value the model needs in Python.
 
     Arrays and floats are traced by default: their values are unknown while the model is compiled.
-    A marked one is a constant instead, and a new value is a new program.
+    A marked one is a constant instead, and a new value is a new program. It serves sizes and
+    branches that depend on values: a model that calls `np.unique(code)` is fitted by
+    `gx.fit(key, guide, x, gx.static(code), steps=1_000)`.
 
     Args:
         value: An array, a float or another constant. The model receives arrays as NumPy arrays.

@@ -37,8 +37,9 @@ class Diagnosis(eqx.Module):
         khat: Shape of the tail of the weights, see `gx.psis`.
         elbo: Evidence lower bound, in nats: the mean of the log weights.
         elbo_error: Its standard error.
-        log_evidence: Log of the mean smoothed weight, in nats: an estimate of log p(data), which
-            k-hat above its limit makes too low.
+        log_evidence: Log of the mean smoothed weight, in nats: an estimate of log p(data). It is
+            biased low, the more so the higher k-hat: above `khat_limit` do not use it as a number,
+            only to compare fits of one model, of which the higher one misses less.
         log_evidence_error: Its standard error, where the weights have a variance.
         ess: How many draws of the posterior the smoothed weights are worth, `1 / sum(w^2)`.
         log_weights: `log p(data, draw) - log q(draw)` for each draw.
@@ -74,7 +75,7 @@ class Diagnosis(eqx.Module):
         """Return importance-corrected means of latents and deterministic sites.
 
         Raises:
-            ValueError: For several diagnoses at once.
+            ValueError: If this diagnosis was made under `jax.vmap`: take one member out.
         """
         self._require_one()
         weights = jnp.exp(self.smoothed_log_weights)
@@ -84,7 +85,7 @@ class Diagnosis(eqx.Module):
         """Return importance-corrected standard deviations of each coordinate.
 
         Raises:
-            ValueError: For several diagnoses at once.
+            ValueError: If this diagnosis was made under `jax.vmap`: take one member out.
         """
         means = self.mean()
         weights = jnp.exp(self.smoothed_log_weights)
@@ -105,7 +106,8 @@ class Diagnosis(eqx.Module):
 
         Raises:
             TypeError: If no random key comes first, or `num_samples` is no integer.
-            ValueError: If `num_samples` is less than 1, or for several diagnoses at once.
+            ValueError: If `num_samples` is less than 1, or if this diagnosis was made under
+                `jax.vmap`: take one member out.
         """
         require_key("resample", key)
         self._require_one()
@@ -137,7 +139,7 @@ class Diagnosis(eqx.Module):
         shape of what little the weights vary. So effective draws above 99 % of all go first.
 
         Raises:
-            ValueError: Inside a transformation, or for several diagnoses at once.
+            ValueError: Inside a transformation, or if this diagnosis was made under `jax.vmap`.
         """
         if is_traced(self.khat):
             raise ValueError(

@@ -55,7 +55,8 @@ def to_numpyro_params(
         TypeError: If NumPyro has no such guide.
         ValueError: If two parts of a list would share a name, if a batched normal holds several
             sites, which NumPyro's lays out otherwise, or if the moves of an annealed guide are none
-            of NumPyro's: see `docs/differences.md`.
+            of NumPyro's: see
+            :doc:`Differences from NumPyro </differences>`.
     """
     batch = _batch(guide, args, kwargs)
     found = dict(guide.param_values(batch))
