@@ -217,7 +217,7 @@ def _site(msg: dict[str, Any], sizes: dict[str, int]) -> Site:
         # Observations may stand on further leading axes, which log_prob broadcasts to.
         value_batch = jnp.shape(msg["value"])[: jnp.ndim(msg["value"]) - len(event)]
         shape = jnp.broadcast_shapes(shape, value_batch)
-    drawable = not _is_improper(fn)
+    drawable, unmasked = not _is_improper(fn), _unmasked(fn)
     is_delta = not observed and _is_delta(fn)
     return Site(
         name=msg["name"],
@@ -229,7 +229,7 @@ def _site(msg: dict[str, Any], sizes: dict[str, int]) -> Site:
         plates=plates,
         scale=scale,
         mask=_mask(fn),
-        log_prob=lambda x: jnp.broadcast_to(fn.log_prob(x), shape),
+        log_prob=lambda x: jnp.broadcast_to(unmasked.log_prob(x), shape),
         sample=(lambda key: fn.sample(key, sample_shape)) if drawable else None,
         mean=(lambda: jnp.broadcast_to(fn.mean, shape + event)) if drawable else None,
         bijection=None if observed else _bijection(fn, len(shape)),
@@ -285,6 +285,15 @@ def _mask(fn: Any) -> Any:
                 mask = own if mask is None else mask & own
         fn = fn.base_dist
     return mask
+
+
+def _unmasked(fn: Any) -> Any:
+    """Return the distribution without the masks that `_mask` reads."""
+    if isinstance(fn, MaskedDistribution):
+        return _unmasked(fn.base_dist)
+    if isinstance(fn, ExpandedDistribution) and _mask(fn) is not None:
+        return _unmasked(fn.base_dist).expand(fn.batch_shape)
+    return fn
 
 
 def _dtype(fn: Any) -> Any:
