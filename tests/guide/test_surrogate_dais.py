@@ -223,3 +223,21 @@ def test_it_beats_mean_field_on_collinear_covariates(key):
 def test_a_base_may_say_where_it_starts(key):
     base = functools.partial(gx.AutoDiagonalNormal, init_loc_fn=gx.init_to_value({"mu": 1.5}))
     np.testing.assert_allclose(make(key, base_dist=base).family.base.loc, [1.5])
+
+
+def test_rows_may_come_in_any_order(key):
+    """A batch that names its rows is the same data, whose rows keep their own draws."""
+
+    def rows(y):
+        with gx.plate("p", 3):
+            z = gx.sample("z", distrax.Normal(jnp.zeros(()), 1.0))
+            gx.sample("y", distrax.Normal(z, 0.1), obs=y)
+
+    y, order = jnp.asarray([-3.0, 0.0, 3.0], float), jnp.asarray([2, 0, 1])
+    guide = gx.AutoSurrogateLikelihoodDAIS(
+        rows, rows, y, key=key, surrogate=gx.Batch(y), eta_init=0.05
+    )
+    permuted = gx.Batch(y[order]).at(p=order)
+    np.testing.assert_allclose(gx.ELBO()(guide, key, permuted), gx.ELBO()(guide, key, y), rtol=1e-5)
+    draws = guide.sample_posterior(key, y)["z"]
+    np.testing.assert_allclose(guide.sample_posterior(key, permuted)["z"], draws[order], rtol=1e-5)
