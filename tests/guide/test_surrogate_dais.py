@@ -136,12 +136,19 @@ def prior(name="mu", shape=(), rows=1):
     return other
 
 
+def outside():
+    """A prior, and a param that starts where its constraint forbids it."""
+    gx.param("scale", -1.0, gx.constraints.positive)
+    prior(rows=2)()
+
+
 @pytest.mark.parametrize(
     ("stand_in", "options", "error", "message"),
     [
         (prior("nu", rows=2), {}, ValueError, r"lacks \['mu'\], and has \['nu'\]"),
         (prior(shape=(2,), rows=2), {}, ValueError, r"'mu'.*shape \(2,\); the model has \(\)"),
         (prior(), {}, ValueError, "'some' of surrogate_model holds 1 of 2 rows"),
+        (outside, {}, ValueError, r"\['scale'\] of surrogate_model start outside"),
         (surrogate, {}, TypeError, "do not fit the model surrogate"),
         (surrogate, {"surrogate": DATA[:2]}, TypeError, "surrogate takes.*gx.Batch"),
         (prior(rows=2), {"K": 0}, ValueError, "K counts steps"),

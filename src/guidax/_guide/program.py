@@ -40,7 +40,8 @@ class ProgramPart:
 
         Raises:
             ValueError: If the program draws other sites than its part, or sites of other shapes or
-                in other plates; if it has an observation or a factor.
+                in other plates; if it has an observation or a factor; if one of its `param` sites
+                starts outside of its constraint.
         """
         target = Target(start.model, start.batch, key, start.rows, earlier)
         batch = program_batch(target, given=self.given)
@@ -67,14 +68,8 @@ class ProgramPart:
                     f"{_axes(spec.plates)}, the model in {_axes(asked[name].plates)}, and "
                     f"{_axes(unknown)} is none of these: a plate has one name and one axis in both."
                 )
-        params = started_params(self.program, batch, key, structure.params)
-        if not is_traced(params):
-            bad = [name for name, value in params.items() if not bool(all_finite(value))]
-            if bad:
-                raise ValueError(
-                    f"the param sites {bad} of the program {self.program.name} start outside of "
-                    "their constraints, or on the edge."
-                )
+        what = f"the program {self.program.name}"
+        params = started_params(self.program, what, batch, key, structure.params)
         sites = tuple(s for s in start.structure.latents if s.name in names)
         program = self.program.with_params(params)
         return ProgramFamily(program=program, sites=sites, given=self.given)
@@ -104,10 +99,35 @@ def program(fn: Any, given: bool = False) -> ProgramPart:
     return ProgramPart(as_model(fn), given)
 
 
-@functools.partial(jax.jit, static_argnames="names")
 def started_params(
+    program: AbstractModel, what: str, batch: Batch, key: Key, names: tuple[str, ...]
+) -> dict[str, Any]:
+    """Return unconstrained starting values of a program's `param` sites.
+
+    Args:
+        program: The program.
+        what: What messages call it.
+        batch: Its arguments.
+        key: For starting values that are drawn.
+        names: The sites.
+
+    Raises:
+        ValueError: If one starts outside of its constraint, or on the edge.
+    """
+    params = _started_params(program, batch, key, names)
+    if not is_traced(params):
+        bad = [name for name, value in params.items() if not bool(all_finite(value))]
+        if bad:
+            raise ValueError(
+                f"the param sites {bad} of {what} start outside of their constraints, or on the "
+                "edge."
+            )
+    return params
+
+
+@functools.partial(jax.jit, static_argnames="names")
+def _started_params(
     program: AbstractModel, batch: Batch, key: Key, names: tuple[str, ...]
 ) -> dict[str, Any]:
-    """Return unconstrained starting values of a program's `param` sites."""
     params = initial_params(program, batch, key, names, dict(batch.rows))
     return jax.tree.map(strong, params)
