@@ -346,6 +346,40 @@ def test_programs_that_are_no_guides_are_named(key):
         gx.ELBO()(guide, key)
 
 
+def native_rows(scale):
+    with gx.plate("d", 6, subsample_size=2), gx.handlers.scale(scale=scale):
+        gx.sample("x", distrax.Normal(0.5 * jnp.ones(()), 0.7))
+
+
+def numpyro_rows(scale):
+    numpyro = pytest.importorskip("numpyro")
+    with numpyro.plate("d", 6, subsample_size=2), numpyro.handlers.scale(scale=scale):
+        numpyro.sample("x", numpyro.distributions.Normal(0.5 * jnp.ones(()), 0.7))
+
+
+@pytest.mark.parametrize("program", [native_rows, numpyro_rows], ids=lambda p: p.__name__)
+def test_log_q_of_a_program_counts_its_rows_and_nothing_else(program, key):
+    """Two rows of six count three times; what a handler multiplies is no density."""
+
+    def make(scale):
+        fn = functools.partial(program, scale)
+        fn = fn if program is native_rows else gx.from_numpyro(fn)
+        return gx.AutoGuideList(rows, key=key, parts={"x": gx.program(fn)})
+
+    def rows():
+        with gx.plate("d", 6, subsample_size=2):
+            gx.sample("x", distrax.Normal(0.0, jnp.ones(())))
+
+    batch = gx.Batch().at(d=jnp.array([1, 4]))
+    draws, log_q = make(1.0).sample_and_log_prob(key, batch)
+    exact = distrax.Normal(0.5 * jnp.ones(()), 0.7)
+    np.testing.assert_allclose(log_q, 3 * jnp.sum(exact.log_prob(draws["x"])), rtol=1e-4)
+    guide = make(3.0)
+    for use in (lambda: gx.ELBO()(guide, key, batch), lambda: guide.log_prob(draws, batch)):
+        with pytest.raises(ValueError, match=r"scales the sites \['x'\] of a gx.program"):
+            use()
+
+
 def test_a_part_that_cannot_stand_alone_is_refused(key):
     data = jnp.asarray(COUNTS, float)
     parts = {"t": gx.AutoLaplaceApproximation, "m": gx.program(exact_m, given=True)}

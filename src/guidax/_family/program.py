@@ -93,19 +93,26 @@ def constrained(draw: Draw, target: Target) -> dict[str, Array]:
 def _densities(trace: Trace) -> dict[Block, Array]:
     """Return the log density of each site, by row of its plates.
 
+    A mask does not count: a masked entry is drawn, as others are, so its density is a part of q's.
+
     Raises:
-        ValueError: If a site of the program is observed.
+        ValueError: If a site of the program is observed, or a handler scales one.
     """
     if scored := sorted(trace.of("observed")):
         raise ValueError(
             f"the sites {scored} of a gx.program are observations or factors, but a guide only "
             "draws: they belong into the model."
         )
+    if scaled := sorted(name for name, site in trace.of("latent").items() if site.is_scaled):
+        raise ValueError(
+            f"a handler scales the sites {scaled} of a gx.program, but log q is the log density of "
+            "what is drawn: a multiple of it bounds nothing. Scale the model's sites instead."
+        )
     found = {}
     for name, site in trace.of("latent").items():
         assert site.log_prob is not None
         block = Block((name,), tuple(p.name for p in site.plates))
-        found[block] = _sum_to_plates(site, site.log_prob(site.value) * site.scale, block)
+        found[block] = _sum_to_plates(site, site.log_prob(site.value), block)
     return found
 
 

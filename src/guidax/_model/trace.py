@@ -101,6 +101,11 @@ class Site:
         return self.mask is not None and self.mask is not False
 
     @property
+    def is_scaled(self) -> bool:
+        """Whether handlers multiply its log density; by an array of ones, too."""
+        return not (isinstance(self.scale, (int, float)) and self.scale == 1)
+
+    @property
     def plate_scale(self) -> float:
         """N/B of its plates."""
         return math.prod(p.size / p.rows for p in self.plates)
