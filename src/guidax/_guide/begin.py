@@ -90,10 +90,11 @@ def begin(
     batch = as_batch(model, args, kwargs, options_of(constructor.__init__))
     batch = with_named_rows(model, batch, create_plates)
     strategy = as_strategy(init_loc_fn)
-    start = find_start(model, batch, key, strategy, draws_rows=create_plates is not None)
-    if create_plates is not None:
-        _check_plates(start, create_plates)
+    # Before the search, which would blame the data for rows that do not exist.
     check_rows(model, batch)
+    if create_plates is not None:
+        _check_plates(model, batch, describe(model, batch, key), create_plates)
+    start = find_start(model, batch, key, strategy, draws_rows=create_plates is not None)
     _check_values(strategy, start)
     return start
 
@@ -116,14 +117,16 @@ def _valued(strategy: Any) -> set[str]:
     return set()
 
 
-def _check_plates(start: Start, create_plates: Callable[..., Any]) -> None:
+def _check_plates(
+    model: AbstractModel, batch: Batch, structure: Structure, create_plates: Callable[..., Any]
+) -> None:
     """Refuse plates that the model does not have."""
 
     def rows(batch: Batch) -> dict[str, Array]:
-        return dict(start.model.plate_rows(create_plates, batch, random.key(0)))
+        return dict(model.plate_rows(create_plates, batch, random.key(0)))
 
-    known = {p.name for p in start.structure.plates}
-    if unknown := sorted(jax.eval_shape(rows, start.batch).keys() - known):
+    known = {p.name for p in structure.plates}
+    if unknown := sorted(jax.eval_shape(rows, batch).keys() - known):
         raise ValueError(
             f"create_plates returns the plates {unknown}, but the model has {sorted(known)}."
         )
