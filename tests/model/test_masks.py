@@ -120,6 +120,27 @@ def test_a_masked_distribution_is_refused(key):
         gx.AutoNormal(model, key=key)
 
 
+def native_improper(y, mask):
+    gx.sample("z", distrax.Normal(jnp.zeros(()), 1.0))
+    with gx.plate("rows", 5), gx.handlers.mask(mask=mask):
+        gx.sample("y", gx.ImproperUniform(gx.constraints.real), obs=y)
+
+
+def numpyro_improper(y, mask):
+    numpyro = pytest.importorskip("numpyro")
+    dist = numpyro.distributions
+    numpyro.sample("z", dist.Normal(jnp.zeros(()), 1.0))
+    with numpyro.plate("rows", 5), numpyro.handlers.mask(mask=mask):
+        numpyro.sample("y", dist.ImproperUniform(dist.constraints.real, (), ()), obs=y)
+
+
+@pytest.mark.parametrize("model", [native_improper, numpyro_improper], ids=lambda m: m.__name__)
+def test_a_masked_observation_without_draws_is_named(model, key):
+    model = model if model is native_improper else gx.from_numpyro(model)
+    with pytest.raises(ValueError, match="observed site 'y' is masked by an array.*no draws"):
+        gx.AutoNormal(model, PADDED, MASK, key=key)
+
+
 def native_program(mask):
     with gx.plate("rows", 4), gx.handlers.mask(mask=mask):
         gx.sample("z", distrax.Normal(gx.param("loc", 0.5), 0.7))

@@ -251,12 +251,21 @@ def _term(site: Site, draw: Draw) -> tuple[Float[Array, ""], Float[Array, ""]]:
 
 
 def _without_padding(site: Site) -> Any:
-    """Put a prior draw in place of a masked observation: its NaN must not reach a gradient."""
+    """Put a prior draw in place of a masked observation: its NaN must not reach a gradient.
+
+    Raises:
+        ValueError: If the site cannot be drawn from.
+    """
     if site.mask is None or site.mask is False or site.kind != "observed":
         return site.value
     mask = jnp.broadcast_to(site.mask, site.batch_shape)
     mask = mask.reshape(mask.shape + (1,) * len(site.event_shape))
-    assert site.sample is not None
+    if site.sample is None:
+        raise ValueError(
+            f"observed site {site.name!r} is masked by an array, and a draw takes the place of a "
+            "masked entry, but its distribution has no draws: give it one that has (in an adapter, "
+            "let the gx.Site have `sample`), or take the mask off."
+        )
     inside = lax.stop_gradient(site.sample(random.key(0))).astype(jnp.result_type(site.value))
     return jnp.where(mask, site.value, inside)
 
