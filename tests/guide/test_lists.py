@@ -12,6 +12,7 @@ from tensorflow_probability.substrates.jax import distributions as tfd
 
 import guidax as gx
 from assertions import distance, identical, perturbed, refused_type
+from guidax._family.product import leaves
 from models import regression, regression_data
 
 X, y = regression_data()
@@ -437,6 +438,81 @@ def test_where_parts_start(key):
     plates = functools.partial(gx.AutoDelta, create_plates=lambda: gx.plate("d", 3))
     with pytest.raises(ValueError, match="create_plates"):
         gx.AutoGuideList(two, key=key, parts={...: plates})
+
+
+def pair_and_rows():
+    a = gx.sample("a", distrax.Normal(jnp.ones(()), 1.0))
+    gx.sample("b", distrax.Normal(a, 1.0))
+    with gx.plate("rows", 3):
+        gx.sample("z", distrax.Normal(a, 1.0))
+
+
+at_two = gx.init_to_value({"b": 2.0, "z": 2.0})
+
+
+@pytest.mark.parametrize(
+    "part, where",
+    [
+        (functools.partial(gx.AutoSemiDAIS, K=1), {"z": 0.0}),
+        (
+            functools.partial(
+                gx.AutoSemiDAIS,
+                K=1,
+                global_guide=functools.partial(gx.AutoNormal, init_loc_fn=at_two),
+                local_guide=functools.partial(gx.AutoNormal, init_loc_fn=at_two),
+            ),
+            {"b": 2.0, "z": 2.0},
+        ),
+        (
+            functools.partial(gx.AutoGuideList, parts={"b": gx.AutoDelta, ...: gx.AutoNormal}),
+            {},
+        ),
+    ],
+    ids=["semi", "semi with starts of its guides", "list"],
+)
+def test_a_part_starts_where_it_starts_alone(part, where, key):
+    alone, listed = (
+        part(pair_and_rows, key=key),
+        gx.AutoGuideList(pair_and_rows, key=key, parts={...: part}),
+    )
+    found = [
+        {n: x for leaf in leaves(guide.family) for n, x in base_of(leaf).loc.items()}
+        for guide in (alone, listed)
+    ]
+    assert found[0].keys() == {"a", "b", "z"} and distance(*found) == 0.0
+    assert all(float(found[0][n]) != 0.0 for n in ("a", "b"))
+    for name, value in where.items():
+        np.testing.assert_allclose(found[1][name], value, rtol=1e-6)
+
+
+def base_of(family):
+    return getattr(family, "base", family)
+
+
+def test_a_start_that_a_part_asks_for_out_of_sight_is_refused(key):
+    own = gx.init_to_value({"b": 2.0})
+
+    def forward(model, *, key, init_loc_fn=own):
+        return gx.AutoNormal(model, key=key, init_loc_fn=init_loc_fn)
+
+    for constructor in (gx.AutoNormal, gx.AutoDAIS, gx.AutoSemiDAIS):
+        hidden = functools.partial(lambda make, model, key: make(model, key=key, init_loc_fn=own))
+        with pytest.raises(ValueError, match=f"init_loc_fn is given to {constructor.__name__} in"):
+            gx.AutoGuideList(
+                pair_and_rows, key=key, parts={...: functools.partial(hidden, constructor)}
+            )
+    base = functools.partial(gx.AutoDiagonalNormal, init_loc_fn=own)
+    with pytest.raises(ValueError, match="init_loc_fn is given to AutoDAIS in"):
+        parts = {...: functools.partial(gx.AutoDAIS, base_dist=base)}
+        gx.AutoGuideList(pair_and_rows, key=key, parts=parts)
+    # A default, and what the whole is asked for, are seen.
+    guide = gx.AutoGuideList(pair_and_rows, key=key, parts={...: forward})
+    np.testing.assert_allclose(guide.median()["b"], 2.0, rtol=1e-6)
+    zero = gx.init_to_feasible()
+    guide = gx.AutoGuideList(pair_and_rows, key=key, parts={...: forward}, init_loc_fn=zero)
+    assert float(guide.median()["b"]) == 0.0
+    guide = gx.AutoSemiDAIS(pair_and_rows, key=key, local_guide=forward)
+    assert float(jnp.abs(guide.family.parts[-1].base.loc["z"]).max()) == 0.0
 
 
 def test_laplace_parts_of_a_list_within_a_list(key):

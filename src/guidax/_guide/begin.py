@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -68,7 +69,7 @@ def begin(
         TypeError: If the arguments do not fit the model, `key` is no random key, or `create_plates`
             gives no plates.
         ValueError: As `find_start`, or if `create_plates` or `Batch.at` name plates that the model
-            lacks.
+            lacks, or if a strategy stands beside a `Start`, which it cannot change.
 
     Warns:
         UserWarning: If `init_to_value` has values that no latent takes.
@@ -84,6 +85,13 @@ def begin(
                 f"create_plates is given to {constructor.__name__} as a part of another guide: the "
                 "rows of plates are those of the whole, so give it to that one."
             )
+        if not any(_is_same(init_loc_fn, x) for x in (default_of(constructor), model.default)):
+            raise ValueError(
+                f"init_loc_fn is given to {constructor.__name__} inside of a part of another "
+                "guide, which has searched its start already: give it where that one sees it, "
+                f"functools.partial(gx.{constructor.__name__}, init_loc_fn=...) as the part, or to "
+                "the whole."
+            )
         return model
     require_key(constructor.__name__, key, "key=, a random key")
     model = as_model(model)
@@ -97,6 +105,24 @@ def begin(
     start = find_start(model, batch, key, strategy, draws_rows=create_plates is not None)
     _check_values(strategy, start)
     return start
+
+
+def default_of(constructor: Any) -> Any:
+    """Return the default of its `init_loc_fn`, which a `functools.partial` replaces, or None."""
+    try:
+        default = inspect.signature(constructor).parameters["init_loc_fn"].default
+    except (KeyError, TypeError, ValueError):
+        return None
+    return None if default is inspect.Parameter.empty else default
+
+
+def _is_same(strategy: Any, other: Any) -> bool:
+    """Say whether two strategies are one, or hold no arrays and are equal."""
+    if strategy is other:
+        return True
+    return not jax.tree.leaves(strategy) and jax.tree.structure(strategy) == jax.tree.structure(
+        other
+    )
 
 
 def _check_values(strategy: Any, start: Start) -> None:

@@ -19,6 +19,7 @@ from .._model.batch import Batch, options_of
 from .._model.model import Restricted
 from .._model.start import Start
 from .._model.strategies import Strategy, as_strategy, by_site, init_to_uniform
+from .._model.trace import Indices, Structure
 from .._types import Key
 from .begin import begin, look
 from .guide import AutoContinuous, AutoGuide, ranks_of
@@ -75,11 +76,12 @@ class AutoGuideList(AutoGuide):
         else:
             model, batch, structure = look(AutoGuideList, model, args, kwargs, key)
             args, kwargs = (batch,), {}
-        names = tuple(s.name for s in structure.latents)
-        shares = [] if parts is None else _shares(parts, names)
+        shares = _shares(parts, structure)
         if isinstance(model, Start):  # a part of another guide, which has found the start
             _require_no_wishes(shares, init_loc_fn)
-        strategy = _strategy(shares, init_loc_fn, names)
+            strategy = None
+        else:
+            strategy = _strategy(shares, init_loc_fn, structure, args[0].rows)
         start = begin(AutoGuideList, model, args, kwargs, key, strategy, create_plates)
         families: list[AbstractFamily] = []
         keys = random.split(key, len(shares) + 1)
@@ -87,6 +89,19 @@ class AutoGuideList(AutoGuide):
             families.append(family_of(start, own, part, families, k))
         family = Product(families)
         super().__init__(start.model, family, start.structure, start.admitted, create_plates)
+
+    @staticmethod
+    def default_strategy(
+        structure: Structure, rows: Indices, options: Mapping[str, Any]
+    ) -> Strategy:
+        """Return where a list starts, as a part of another guide, that says nothing itself.
+
+        Args:
+            structure: The model's, with the latents of the list.
+            rows: Those of the batch, by plate.
+            options: Of the constructor.
+        """
+        return _strategy(_shares(options.get("parts"), structure), None, structure, rows)
 
     def append(self, part: AutoGuide) -> AutoGuideList:
         """Return a new list with one more part. That no latent is left out is checked when used.
@@ -205,7 +220,7 @@ class AutoGuideList(AutoGuide):
 
 
 def _shares(
-    parts: Mapping[Sites, Part], latents: tuple[str, ...]
+    parts: Mapping[Sites, Part] | None, structure: Structure
 ) -> list[tuple[tuple[str, ...], Part]]:
     """Return each part's sites, in the order written.
 
@@ -213,11 +228,14 @@ def _shares(
         TypeError: If `parts` is no mapping.
         ValueError: If they do not cover each latent once.
     """
+    if parts is None:
+        return []
     if not isinstance(parts, Mapping):
         raise TypeError(
             "parts takes a dict from sites to constructors, such as "
             f'{{"a": gx.AutoDelta, ...: gx.AutoNormal}}; got {type(parts).__name__}.'
         )
+    latents = tuple(s.name for s in structure.latents)
     named = {k: (k,) if isinstance(k, str) else tuple(k) for k in parts if k is not ...}
     asked = [name for names in named.values() for name in names]
     problems = {
@@ -237,14 +255,21 @@ def _shares(
 
 
 def _strategy(
-    shares: list[tuple[tuple[str, ...], Part]], init_loc_fn: Any, latents: tuple[str, ...]
+    shares: list[tuple[tuple[str, ...], Part]],
+    init_loc_fn: Any,
+    structure: Structure,
+    rows: Indices,
 ) -> by_site:
     """Return one strategy for the whole list, which gives each site that of its part."""
     asked = None if init_loc_fn is None else as_strategy(init_loc_fn)
-    wishes = [given_strategy(part) or asked or strategy_of(part) for _, part in shares]
+    wishes = [
+        given_strategy(part) or asked or strategy_of(part, structure.only(frozenset(names)), rows)
+        for names, part in shares
+    ]
     strategies = (asked or init_to_uniform(), *wishes)
     part_of = {name: i + 1 for i, (names, _) in enumerate(shares) for name in names}
-    return by_site(strategies, tuple((name, part_of.get(name, 0)) for name in latents))
+    of_site = ((s.name, part_of.get(s.name, 0)) for s in structure.latents)
+    return by_site(strategies, tuple(of_site))
 
 
 def _require_no_wishes(shares: list[tuple[tuple[str, ...], Part]], init_loc_fn: Any) -> None:

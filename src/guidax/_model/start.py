@@ -39,6 +39,8 @@ class Start:
         location: Unconstrained values with all rows of plates, by site.
         structure: Static facts about the model.
         admitted: Plates whose rows may be drawn at random.
+        default: The `init_loc_fn` that the constructor it is handed to has by itself: whoever
+            searched knew it, and need not be told.
     """
 
     model: AbstractModel
@@ -46,6 +48,7 @@ class Start:
     location: dict[str, Array]
     structure: Structure
     admitted: tuple[str, ...]
+    default: Any = None
 
     @property
     def rows(self) -> dict[str, Array]:
