@@ -271,6 +271,45 @@ def test_a_numpyro_program(key):
     np.testing.assert_allclose(-gx.ELBO()(guide, key, data), EVIDENCE, rtol=1e-5)
 
 
+def exact_t_in_numpyro(y):
+    numpyro = pytest.importorskip("numpyro")
+    positive = numpyro.distributions.constraints.positive
+    shape = numpyro.param("shape", 6.0, constraint=positive)
+    rate = numpyro.param("rate", 2.0 + float(COUNTS.sum()), constraint=positive)
+    numpyro.sample("t", numpyro.distributions.Gamma(shape, rate))
+
+
+@pytest.mark.parametrize("t", [exact_t, exact_t_in_numpyro], ids=lambda t: t.__name__)
+def test_programs_may_be_appended(t, key):
+    data = jnp.asarray(COUNTS, float)
+    first = gx.program(t if t is exact_t else gx.from_numpyro(t))
+    second = gx.program(exact_m, given=True)
+    whole = gx.AutoGuideList(counts_model, data, key=key, parts={"t": first, "m": second})
+    empty = gx.AutoGuideList(counts_model, data, key=key)
+    other = gx.program(lambda y: gx.sample("q", distrax.Normal(0.0, 1.0)))
+    listed = empty.append(first, data).append(second, gx.Batch(data), key=key)
+    assert jax.tree.structure(listed) == jax.tree.structure(whole)
+    np.testing.assert_allclose(-gx.ELBO()(listed, key, data), EVIDENCE, rtol=1e-5)
+    for wrong, args, error, message in (
+        (first, (data,), ValueError, "'t' has a part already"),
+        (first, (), TypeError, "do not fit the model"),
+        (other, (data,), ValueError, "draws 'q', which is no latent"),
+        (gx.program(lambda y: None), (data,), ValueError, "draws no site"),
+        (whole, (data,), TypeError, "beside a gx.program alone"),
+    ):
+        with pytest.raises(error, match=message):
+            listed.append(wrong, *args)
+
+    def random_start(y):
+        gx.sample("t", tfd.LogNormal(gx.param("loc", jax.random.normal), 1.0))
+
+    starts = [
+        empty.append(gx.program(random_start), data, key=k).param_values()["loc"]
+        for k in jax.random.split(key)
+    ]
+    assert starts[0] != starts[1]
+
+
 def test_mistakes_in_programs_are_named(key):
     data = jnp.asarray(COUNTS, float)
 

@@ -28,13 +28,13 @@ class ProgramPart:
     given: bool
 
     def family(
-        self, start: Start, names: tuple[str, ...], earlier: Draw, key: Key
+        self, start: Start, names: tuple[str, ...] | None, earlier: Draw, key: Key
     ) -> ProgramFamily:
         """Build the family that draws the sites.
 
         Args:
             start: The start of the whole list.
-            names: The sites of the part.
+            names: The sites of the part; None for all that the program draws.
             earlier: Starting values of the earlier parts.
             key: For the starting values of `param` sites.
 
@@ -50,13 +50,20 @@ class ProgramPart:
             name, why = structure.obstacles[0]
             raise ValueError(f"gx.program: site {name!r} cannot be drawn by a guide: {why}")
         mine = {s.name: s for s in structure.latents}
-        if mine.keys() != set(names):
+        if names is not None and mine.keys() != set(names):
             raise ValueError(
                 f"the program {self.program.name} draws the sites {sorted(mine)}, but its part of "
                 f"the list is {sorted(names)}: let its keys in parts= name what it draws."
             )
         asked = {s.name: s for s in start.structure.latents}
+        if not mine:
+            raise ValueError(f"the program {self.program.name} draws no site.")
         for name, spec in mine.items():
+            if name not in asked:
+                raise ValueError(
+                    f"the program {self.program.name} draws {name!r}, which is no latent of the "
+                    f"model: it has {sorted(asked)}."
+                )
             if spec.shape != asked[name].shape:
                 raise ValueError(
                     f"the program {self.program.name} draws {name!r} with unconstrained shape "
@@ -70,7 +77,7 @@ class ProgramPart:
                 )
         what = f"the program {self.program.name}"
         params = started_params(self.program, what, batch, key, structure.params)
-        sites = tuple(s for s in start.structure.latents if s.name in names)
+        sites = tuple(s for s in start.structure.latents if s.name in mine)
         program = self.program.with_params(params)
         return ProgramFamily(program=program, sites=sites, given=self.given)
 
