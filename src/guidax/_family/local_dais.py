@@ -154,7 +154,8 @@ def by_row(
     specs = {s.name: dict(s.plates) for s in sites}
     found = []
     for block, term in blocks.items():
-        axes = specs[block.sites[0]]  # plates are named outermost first; axes are the array's
+        # An adapter or a family of one's own may name plates in another order than their axes'.
+        axes = specs[block.sites[0]]
         named = sorted(block.plates, key=lambda name: axes.get(name, 0))
         first = jnp.moveaxis(term, named.index(plate), 0)
         found.append(sum_trailing(first, 1))

@@ -122,7 +122,7 @@ def _log_det(site: Site, u: Array, block: Block) -> Array:
 
 
 def _sum_to_plates(site: Site, x: Array, block: Block) -> Array:
-    """Sum the batch axes that are no plates of a block; plates stay, outermost first."""
+    """Sum the batch axes that are no plates of a block; plates stay, in the order of their axes."""
     ndim = len(site.batch_shape)
     kept = {ndim + p.dim for p in site.plates if p.name in block.plates}
     return jnp.sum(x, axis=tuple(a for a in range(ndim) if a not in kept))

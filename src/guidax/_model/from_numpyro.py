@@ -239,7 +239,7 @@ def _site(msg: dict[str, Any], sizes: dict[str, int]) -> Site:
 
 
 def _plates(msg: dict[str, Any], sizes: dict[str, int]) -> tuple[Plate, ...]:
-    """Return the plates around a site, outermost first."""
+    """Return the plates around a site, in the order of their axes."""
     frames = sorted(msg["cond_indep_stack"], key=lambda f: f.dim)
     sizes = {f.name: f.size for f in frames} | sizes
     return tuple(Plate(f.name, sizes[f.name], f.dim, f.size) for f in frames)

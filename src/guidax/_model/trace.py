@@ -62,7 +62,7 @@ class Site:
         distribution: The live distribution, in the language of the model.
         batch_shape: Batch shape, plates included.
         event_shape: Event shape of the constrained value.
-        plates: The plates around it, outermost first.
+        plates: The plates around it, in the order of their axes.
         scale: What handlers multiply the log density by; N/B of the plates is not in it.
         mask: None, `False` for a site without log density, or an array that broadcasts to
             `batch_shape` and is false where the entry is padding.
@@ -137,7 +137,8 @@ class LatentSpec:
     Attributes:
         name: The site's name.
         shape: Unconstrained shape with all rows of every plate.
-        plates: For each plate around it, outermost first, its name and its axis in `shape`.
+        plates: For each plate around it, in the order of their axes, its name and its axis in
+            `shape`.
         dtype: Of the unconstrained value.
     """
 
@@ -153,7 +154,7 @@ class LatentSpec:
 
     @property
     def plate_names(self) -> tuple[str, ...]:
-        """Names of its plates, outermost first."""
+        """Names of its plates, in the order of their axes."""
         return tuple(name for name, _ in self.plates)
 
     def take(self, full: Array, indices: Indices) -> Array:
