@@ -70,7 +70,7 @@ class NumPyroModel(AbstractCallableModel):
                 sites[name] = Site(name, "deterministic", msg["value"], plates=plates_around)
             elif kind == "param":
                 value = values.params.get(name, msg["value"])
-                sites[name] = Site(name, "param", value, bijection=_param_bijection(msg))
+                sites[name] = _param_site(msg, value)
             elif kind == "mutable":
                 raise ValueError(
                     f"site {name!r} is numpyro's `mutable`: state that a run changes has no place "
@@ -177,6 +177,18 @@ def _record(plates: dict[str, Plate], p: Plate) -> None:
             f"plate {p.name!r} appears at dim {plates[p.name].dim} and at dim {p.dim}: one name is "
             "one plate."
         )
+
+
+def _param_site(msg: dict[str, Any], value: Any) -> Site:
+    bijection = _param_bijection(msg)
+
+    def contains(x: Any) -> Array:
+        # NumPyro's own answer has a fixed tolerance, which a simplex in single precision may miss.
+        return jnp.isfinite(bijection.inverse(x))
+
+    is_array = jax.tree_util.treedef_is_leaf(jax.tree.structure(value))
+    known = contains if is_array else None  # of networks, also of those without arrays
+    return Site(msg["name"], "param", value, bijection=bijection, contains=known)
 
 
 def _param_bijection(msg: dict[str, Any]) -> Bijection:

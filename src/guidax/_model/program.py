@@ -218,7 +218,7 @@ def native_site(msg: Message) -> Site:
         sample=None if is_improper else lambda key: broadcast_sample(fn, key, batch),
         mean=None if is_improper else lambda: jnp.broadcast_to(fn.mean(), batch + event),
         bijection=None if msg.observed else _latent_bijection(fn, len(batch)),
-        contains=_membership(fn),
+        contains=_membership(fn) if msg.observed else None,
         dtype=fn.dtype,
     )
 

@@ -24,7 +24,7 @@ class Plate:
     Attributes:
         name: Its name.
         size: How many rows there are.
-        dim: Its axis in the batch shape, negative.
+        dim: Its axis in the batch shape, negative; 0 for a plate that no site is in, which has none.
         rows: How many of the rows are present in this run.
     """
 
@@ -68,9 +68,10 @@ class Site:
             `batch_shape` and is false where the entry is padding.
         log_prob: Constrained value to log density of the batch shape, unscaled and unmasked.
         sample: Key to a prior draw, or None where the prior cannot be drawn from.
-        mean: The prior mean, or None where it is not known.
+        mean: Returns the prior mean, or raises NotImplementedError; None where there is none.
         bijection: For a latent, its bijection, or the error that says why there is none.
-        contains: Value to whether it lies in the support, for latents and observations.
+        contains: For an observation or a param, value to whether it lies in the support or the
+            constraint, entry by entry; None where that is not known.
         dtype: Of the constrained value.
     """
 
