@@ -1,6 +1,7 @@
 """What a model may be, what its arguments may be, and what stays the same program."""
 
 import functools
+import re
 
 import distrax
 import equinox as eqx
@@ -396,3 +397,18 @@ def test_membership_is_known_of_observations_and_params_alone(key):
     for name in "sy":
         assert bool(jnp.all(trace.sites[name].contains(trace.sites[name].value)))
         assert not bool(jnp.any(trace.sites[name].contains(jnp.nan * trace.sites[name].value)))
+
+
+def test_a_site_says_why_it_has_no_bijection(key):
+    def native():
+        gx.sample("z", distrax.Bernoulli(probs=0.5))
+
+    def in_numpyro():
+        numpyro = pytest.importorskip("numpyro")
+        numpyro.sample("z", numpyro.distributions.Bernoulli(0.5))
+
+    for model in (as_model(native), gx.from_numpyro(in_numpyro)):
+        site = model.run(gx.Batch(), key, lambda site: None, {}).sites["z"]
+        assert isinstance(site.bijection, str) and "discrete" in site.bijection
+        with pytest.raises(ValueError, match=f"'z': {re.escape(site.bijection)}"):
+            gx.AutoNormal(model, key=key)

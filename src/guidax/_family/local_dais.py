@@ -105,7 +105,7 @@ class LocalDAIS(AbstractFamily):
         if all(draw.space_of(s.name) == "unconstrained" for s in self.sites):
             return draw.values, by_row(draw.log_q, self.sites, self.plate)
         sites = target.run(draw, forward=True).sites  # a program draws constrained values
-        start = {n: sites[n].bijection.inverse(x) for n, x in draw.values.items()}
+        start = {n: sites[n].known_bijection.inverse(x) for n, x in draw.values.items()}
         blocks = self.base.log_q(Draw.of(start), target)
         assert blocks is not None
         return start, by_row(blocks, self.sites, self.plate)

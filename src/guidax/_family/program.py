@@ -118,7 +118,7 @@ def _densities(trace: Trace) -> dict[Block, Array]:
 
 def _log_det(site: Site, u: Array, block: Block) -> Array:
     """Return the log-Jacobian of a model's site, by row of the plates that the program has."""
-    return _sum_to_plates(site, site.bijection.log_det(u, site.value), block)
+    return _sum_to_plates(site, site.known_bijection.log_det(u, site.value), block)
 
 
 def _sum_to_plates(site: Site, x: Array, block: Block) -> Array:

@@ -324,29 +324,30 @@ def _is_masked_within(fn: Any) -> bool:
     return False
 
 
-def _bijection(fn: Any, batch_ndim: int) -> Bijection | Exception:
+def _bijection(fn: Any, batch_ndim: int) -> Bijection | str:
+    """Return the bijection of a latent, or why it has none."""
     support = fn.support
     if _is_masked_within(fn):
-        return ValueError(
+        return (
             "a mask inside of to_event leaves entries of its value without a density. Mask the "
             "whole, after to_event, or leave to_event out and use a plate."
         )
     if support is None:
-        return TypeError(f"{type(fn).__name__} states no support")
+        return f"{type(fn).__name__} states no support"
     if support.is_discrete:
-        return TypeError(
+        return (
             f"{type(_base(fn)).__name__} is discrete; guides need continuous latents. Sum it out, "
             "or observe it."
         )
     if _base(support) is constraints.circular or support is constraints.circular:
-        return ValueError(
+        return (
             "its support is circular: mass cannot wrap around the ends of an interval. "
             "Reparameterise, e.g. numpyro.handlers.reparam with CircularReparam."
         )
     try:
         transform = biject_to(support)
     except NotImplementedError:
-        return ValueError(
+        return (
             f"its support {support} has no bijector. Reparameterise, e.g. numpyro.handlers.reparam "
             "with ProjectedNormalReparam for a sphere."
         )

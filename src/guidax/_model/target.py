@@ -204,7 +204,9 @@ def _value(site: Site, draw: Draw, *, forward: bool) -> Array | None:
             "needs a part of the guide, and in a list a DAIS part comes last."
         )
     value = draw.values[site.name]
-    return value if draw.space_of(site.name) == "constrained" else site.bijection.forward(value)
+    return (
+        value if draw.space_of(site.name) == "constrained" else site.known_bijection.forward(value)
+    )
 
 
 def site_entries(site: Site, draw: Draw) -> tuple[Array, Array]:
@@ -216,7 +218,7 @@ def site_entries(site: Site, draw: Draw) -> tuple[Array, Array]:
     log_det = jnp.zeros(())
     space = draw.space_of(site.name) if site.kind == "latent" else None
     if space == "unconstrained":
-        log_det = site.bijection.log_det(draw.values[site.name], site.value)
+        log_det = site.known_bijection.log_det(draw.values[site.name], site.value)
     if site.mask is False:
         return log_det, log_det
     total = site.log_prob(_without_padding(site)) * _scale(site) + log_det
@@ -277,5 +279,5 @@ def _instead(site: Site, draw: Draw, space: Space | None) -> Array | float:
     value, ndim = draw.values[site.name], len(site.batch_shape)
     if space == "unconstrained":
         return sum_trailing(log_normal(value), ndim)
-    u = site.bijection.inverse(value)
-    return sum_trailing(log_normal(u), ndim) - site.bijection.log_det(u, value)
+    u = site.known_bijection.inverse(value)
+    return sum_trailing(log_normal(u), ndim) - site.known_bijection.log_det(u, value)

@@ -24,7 +24,8 @@ class Plate:
     Attributes:
         name: Its name.
         size: How many rows there are.
-        dim: Its axis in the batch shape, negative; 0 for a plate that no site is in, which has none.
+        dim: Its axis in the batch shape, negative; 0 where that is not known, since no site is in
+            the plate.
         rows: How many of the rows are present in this run.
     """
 
@@ -69,7 +70,7 @@ class Site:
         log_prob: Constrained value to log density of the batch shape, unscaled and unmasked.
         sample: Key to a prior draw, or None where the prior cannot be drawn from.
         mean: Returns the prior mean, or raises NotImplementedError; None where there is none.
-        bijection: For a latent, its bijection, or the error that says why there is none.
+        bijection: For a latent or a param, its bijection; a string says why a latent has none.
         contains: For an observation or a param, value to whether it lies in the support or the
             constraint, entry by entry; None where that is not known.
         dtype: Of the constrained value.
@@ -87,7 +88,7 @@ class Site:
     log_prob: Callable[[Array], Array] | None = None
     sample: Callable[[Array], Array] | None = None
     mean: Callable[[], Array] | None = None
-    bijection: Any = None
+    bijection: Bijection | str | None = None
     contains: Callable[[Array], Array] | None = None
     dtype: Any = None
 
@@ -95,6 +96,12 @@ class Site:
     def has_bijection(self) -> bool:
         """Whether a guide can draw it through unconstrained space."""
         return isinstance(self.bijection, Bijection)
+
+    @property
+    def known_bijection(self) -> Bijection:
+        """The bijection of a site that has one."""
+        assert isinstance(self.bijection, Bijection), self.bijection
+        return self.bijection
 
     @property
     def is_padded(self) -> bool:
@@ -114,7 +121,7 @@ class Site:
     def zeros(self) -> Float[Array, "..."]:
         """Return unconstrained zeros in the shape of this run."""
         x = jax.ShapeDtypeStruct((*self.batch_shape, *self.event_shape), self.dtype)
-        u = jax.eval_shape(self.bijection.inverse, x)
+        u = jax.eval_shape(self.known_bijection.inverse, x)
         return jnp.zeros(u.shape, u.dtype)
 
 
