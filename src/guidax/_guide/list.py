@@ -86,8 +86,8 @@ class AutoGuideList(AutoGuide):
             strategy = _strategy(shares, init_loc_fn, structure, args[0].rows)
         start = begin(AutoGuideList, model, args, kwargs, key, strategy, create_plates)
         families: list[AbstractFamily] = []
-        keys = random.split(key, len(shares) + 1)
-        for (own, part), k in zip(shares, keys[1:], strict=True):
+        keys = random.split(key, len(shares))
+        for (own, part), k in zip(shares, keys, strict=True):
             families.append(family_of(start, own, part, families, k))
         family = Product(families)
         super().__init__(start.model, family, start.structure, start.admitted, create_plates)
