@@ -12,6 +12,7 @@ from tensorflow_probability.substrates.jax import distributions as tfd
 
 import guidax as gx
 from assertions import distance, identical, perturbed, refused_type
+from guidax._family.product import leaves
 from models import regression, regression_data
 
 X, y = regression_data()
@@ -270,6 +271,45 @@ def test_a_numpyro_program(key):
     np.testing.assert_allclose(-gx.ELBO()(guide, key, data), EVIDENCE, rtol=1e-5)
 
 
+def exact_t_in_numpyro(y):
+    numpyro = pytest.importorskip("numpyro")
+    positive = numpyro.distributions.constraints.positive
+    shape = numpyro.param("shape", 6.0, constraint=positive)
+    rate = numpyro.param("rate", 2.0 + float(COUNTS.sum()), constraint=positive)
+    numpyro.sample("t", numpyro.distributions.Gamma(shape, rate))
+
+
+@pytest.mark.parametrize("t", [exact_t, exact_t_in_numpyro], ids=lambda t: t.__name__)
+def test_programs_may_be_appended(t, key):
+    data = jnp.asarray(COUNTS, float)
+    first = gx.program(t if t is exact_t else gx.from_numpyro(t))
+    second = gx.program(exact_m, given=True)
+    whole = gx.AutoGuideList(counts_model, data, key=key, parts={"t": first, "m": second})
+    empty = gx.AutoGuideList(counts_model, data, key=key)
+    other = gx.program(lambda y: gx.sample("q", distrax.Normal(0.0, 1.0)))
+    listed = empty.append(first, data).append(second, gx.Batch(data), key=key)
+    assert jax.tree.structure(listed) == jax.tree.structure(whole)
+    np.testing.assert_allclose(-gx.ELBO()(listed, key, data), EVIDENCE, rtol=1e-5)
+    for wrong, args, error, message in (
+        (first, (data,), ValueError, "'t' has a part already"),
+        (first, (), TypeError, "do not fit the model"),
+        (other, (data,), ValueError, "draws 'q', which is no latent"),
+        (gx.program(lambda y: None), (data,), ValueError, "draws no site"),
+        (whole, (data,), TypeError, "beside a gx.program alone"),
+    ):
+        with pytest.raises(error, match=message):
+            listed.append(wrong, *args)
+
+    def random_start(y):
+        gx.sample("t", tfd.LogNormal(gx.param("loc", jax.random.normal), 1.0))
+
+    starts = [
+        empty.append(gx.program(random_start), data, key=k).param_values()["loc"]
+        for k in jax.random.split(key)
+    ]
+    assert starts[0] != starts[1]
+
+
 def test_mistakes_in_programs_are_named(key):
     data = jnp.asarray(COUNTS, float)
 
@@ -346,6 +386,40 @@ def test_programs_that_are_no_guides_are_named(key):
         gx.ELBO()(guide, key)
 
 
+def native_rows(scale):
+    with gx.plate("d", 6, subsample_size=2), gx.handlers.scale(scale=scale):
+        gx.sample("x", distrax.Normal(0.5 * jnp.ones(()), 0.7))
+
+
+def numpyro_rows(scale):
+    numpyro = pytest.importorskip("numpyro")
+    with numpyro.plate("d", 6, subsample_size=2), numpyro.handlers.scale(scale=scale):
+        numpyro.sample("x", numpyro.distributions.Normal(0.5 * jnp.ones(()), 0.7))
+
+
+@pytest.mark.parametrize("program", [native_rows, numpyro_rows], ids=lambda p: p.__name__)
+def test_log_q_of_a_program_counts_its_rows_and_nothing_else(program, key):
+    """Two rows of six count three times; what a handler multiplies is no density."""
+
+    def make(scale):
+        fn = functools.partial(program, scale)
+        fn = fn if program is native_rows else gx.from_numpyro(fn)
+        return gx.AutoGuideList(rows, key=key, parts={"x": gx.program(fn)})
+
+    def rows():
+        with gx.plate("d", 6, subsample_size=2):
+            gx.sample("x", distrax.Normal(0.0, jnp.ones(())))
+
+    batch = gx.Batch().at(d=jnp.array([1, 4]))
+    draws, log_q = make(1.0).sample_and_log_prob(key, batch)
+    exact = distrax.Normal(0.5 * jnp.ones(()), 0.7)
+    np.testing.assert_allclose(log_q, 3 * jnp.sum(exact.log_prob(draws["x"])), rtol=1e-4)
+    guide = make(3.0)
+    for use in (lambda: gx.ELBO()(guide, key, batch), lambda: guide.log_prob(draws, batch)):
+        with pytest.raises(ValueError, match=r"scales the sites \['x'\] of a gx.program"):
+            use()
+
+
 def test_a_part_that_cannot_stand_alone_is_refused(key):
     data = jnp.asarray(COUNTS, float)
     parts = {"t": gx.AutoLaplaceApproximation, "m": gx.program(exact_m, given=True)}
@@ -403,6 +477,81 @@ def test_where_parts_start(key):
     plates = functools.partial(gx.AutoDelta, create_plates=lambda: gx.plate("d", 3))
     with pytest.raises(ValueError, match="create_plates"):
         gx.AutoGuideList(two, key=key, parts={...: plates})
+
+
+def pair_and_rows():
+    a = gx.sample("a", distrax.Normal(jnp.ones(()), 1.0))
+    gx.sample("b", distrax.Normal(a, 1.0))
+    with gx.plate("rows", 3):
+        gx.sample("z", distrax.Normal(a, 1.0))
+
+
+at_two = gx.init_to_value({"b": 2.0, "z": 2.0})
+
+
+@pytest.mark.parametrize(
+    "part, where",
+    [
+        (functools.partial(gx.AutoSemiDAIS, K=1), {"z": 0.0}),
+        (
+            functools.partial(
+                gx.AutoSemiDAIS,
+                K=1,
+                global_guide=functools.partial(gx.AutoNormal, init_loc_fn=at_two),
+                local_guide=functools.partial(gx.AutoNormal, init_loc_fn=at_two),
+            ),
+            {"b": 2.0, "z": 2.0},
+        ),
+        (
+            functools.partial(gx.AutoGuideList, parts={"b": gx.AutoDelta, ...: gx.AutoNormal}),
+            {},
+        ),
+    ],
+    ids=["semi", "semi with starts of its guides", "list"],
+)
+def test_a_part_starts_where_it_starts_alone(part, where, key):
+    alone, listed = (
+        part(pair_and_rows, key=key),
+        gx.AutoGuideList(pair_and_rows, key=key, parts={...: part}),
+    )
+    found = [
+        {n: x for leaf in leaves(guide.family) for n, x in base_of(leaf).loc.items()}
+        for guide in (alone, listed)
+    ]
+    assert found[0].keys() == {"a", "b", "z"} and distance(*found) == 0.0
+    assert all(float(found[0][n]) != 0.0 for n in ("a", "b"))
+    for name, value in where.items():
+        np.testing.assert_allclose(found[1][name], value, rtol=1e-6)
+
+
+def base_of(family):
+    return getattr(family, "base", family)
+
+
+def test_a_start_that_a_part_asks_for_out_of_sight_is_refused(key):
+    own = gx.init_to_value({"b": 2.0})
+
+    def forward(model, *, key, init_loc_fn=own):
+        return gx.AutoNormal(model, key=key, init_loc_fn=init_loc_fn)
+
+    for constructor in (gx.AutoNormal, gx.AutoDAIS, gx.AutoSemiDAIS):
+        hidden = functools.partial(lambda make, model, key: make(model, key=key, init_loc_fn=own))
+        with pytest.raises(ValueError, match=f"init_loc_fn is given to {constructor.__name__} in"):
+            gx.AutoGuideList(
+                pair_and_rows, key=key, parts={...: functools.partial(hidden, constructor)}
+            )
+    base = functools.partial(gx.AutoDiagonalNormal, init_loc_fn=own)
+    with pytest.raises(ValueError, match="init_loc_fn is given to AutoDAIS in"):
+        parts = {...: functools.partial(gx.AutoDAIS, base_dist=base)}
+        gx.AutoGuideList(pair_and_rows, key=key, parts=parts)
+    # A default, and what the whole is asked for, are seen.
+    guide = gx.AutoGuideList(pair_and_rows, key=key, parts={...: forward})
+    np.testing.assert_allclose(guide.median()["b"], 2.0, rtol=1e-6)
+    zero = gx.init_to_feasible()
+    guide = gx.AutoGuideList(pair_and_rows, key=key, parts={...: forward}, init_loc_fn=zero)
+    assert float(guide.median()["b"]) == 0.0
+    guide = gx.AutoSemiDAIS(pair_and_rows, key=key, local_guide=forward)
+    assert float(jnp.abs(guide.family.parts[-1].base.loc["z"]).max()) == 0.0
 
 
 def test_laplace_parts_of_a_list_within_a_list(key):

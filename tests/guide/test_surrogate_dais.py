@@ -136,12 +136,19 @@ def prior(name="mu", shape=(), rows=1):
     return other
 
 
+def outside():
+    """A prior, and a param that starts where its constraint forbids it."""
+    gx.param("scale", -1.0, gx.constraints.positive)
+    prior(rows=2)()
+
+
 @pytest.mark.parametrize(
     ("stand_in", "options", "error", "message"),
     [
         (prior("nu", rows=2), {}, ValueError, r"lacks \['mu'\], and has \['nu'\]"),
         (prior(shape=(2,), rows=2), {}, ValueError, r"'mu'.*shape \(2,\); the model has \(\)"),
         (prior(), {}, ValueError, "'some' of surrogate_model holds 1 of 2 rows"),
+        (outside, {}, ValueError, r"\['scale'\] of surrogate_model start outside"),
         (surrogate, {}, TypeError, "do not fit the model surrogate"),
         (surrogate, {"surrogate": DATA[:2]}, TypeError, "surrogate takes.*gx.Batch"),
         (prior(rows=2), {"K": 0}, ValueError, "K counts steps"),
@@ -223,3 +230,21 @@ def test_it_beats_mean_field_on_collinear_covariates(key):
 def test_a_base_may_say_where_it_starts(key):
     base = functools.partial(gx.AutoDiagonalNormal, init_loc_fn=gx.init_to_value({"mu": 1.5}))
     np.testing.assert_allclose(make(key, base_dist=base).family.base.loc, [1.5])
+
+
+def test_rows_may_come_in_any_order(key):
+    """A batch that names its rows is the same data, whose rows keep their own draws."""
+
+    def rows(y):
+        with gx.plate("p", 3):
+            z = gx.sample("z", distrax.Normal(jnp.zeros(()), 1.0))
+            gx.sample("y", distrax.Normal(z, 0.1), obs=y)
+
+    y, order = jnp.asarray([-3.0, 0.0, 3.0], float), jnp.asarray([2, 0, 1])
+    guide = gx.AutoSurrogateLikelihoodDAIS(
+        rows, rows, y, key=key, surrogate=gx.Batch(y), eta_init=0.05
+    )
+    permuted = gx.Batch(y[order]).at(p=order)
+    np.testing.assert_allclose(gx.ELBO()(guide, key, permuted), gx.ELBO()(guide, key, y), rtol=1e-5)
+    draws = guide.sample_posterior(key, y)["z"]
+    np.testing.assert_allclose(guide.sample_posterior(key, permuted)["z"], draws[order], rtol=1e-5)

@@ -118,3 +118,69 @@ def test_a_masked_distribution_is_refused(key):
 
     with pytest.raises(ValueError, match="'x': a Masked distribution.*gx.handlers.mask"):
         gx.AutoNormal(model, key=key)
+
+
+def native_improper(y, mask):
+    gx.sample("z", distrax.Normal(jnp.zeros(()), 1.0))
+    with gx.plate("rows", 5), gx.handlers.mask(mask=mask):
+        gx.sample("y", gx.ImproperUniform(gx.constraints.real), obs=y)
+
+
+def numpyro_improper(y, mask):
+    numpyro = pytest.importorskip("numpyro")
+    dist = numpyro.distributions
+    numpyro.sample("z", dist.Normal(jnp.zeros(()), 1.0))
+    with numpyro.plate("rows", 5), numpyro.handlers.mask(mask=mask):
+        numpyro.sample("y", dist.ImproperUniform(dist.constraints.real, (), ()), obs=y)
+
+
+@pytest.mark.parametrize("model", [native_improper, numpyro_improper], ids=lambda m: m.__name__)
+def test_a_masked_observation_without_draws_is_named(model, key):
+    model = model if model is native_improper else gx.from_numpyro(model)
+    with pytest.raises(ValueError, match="observed site 'y' is masked by an array.*no draws"):
+        gx.AutoNormal(model, PADDED, MASK, key=key)
+
+
+def native_program(mask):
+    with gx.plate("rows", 4), gx.handlers.mask(mask=mask):
+        gx.sample("z", distrax.Normal(gx.param("loc", 0.5), 0.7))
+
+
+def numpyro_program(mask):
+    numpyro = pytest.importorskip("numpyro")
+    fn = numpyro.distributions.Normal(numpyro.param("loc", 0.5), 0.7)
+    with numpyro.plate("rows", 4), numpyro.handlers.mask(mask=mask):
+        numpyro.sample("z", fn)
+
+
+def numpyro_program_expanded(mask):
+    numpyro = pytest.importorskip("numpyro")
+    fn = numpyro.distributions.Normal(numpyro.param("loc", 0.5), 0.7)
+    with numpyro.plate("rows", 4):
+        numpyro.sample("z", fn.mask(mask[-1:] if jnp.ndim(mask) else mask).expand([4]))
+
+
+@pytest.mark.parametrize("mask", [np.array([True, True, False, False]), False], ids=repr)
+@pytest.mark.parametrize(
+    "program", [native_program, numpyro_program, numpyro_program_expanded], ids=lambda p: p.__name__
+)
+def test_log_q_of_a_program_counts_every_entry_that_it_draws(program, mask, key):
+    """In each language: a masked entry is drawn too, so that its density belongs to log q."""
+
+    def model(mask):
+        with gx.plate("rows", 4), gx.handlers.mask(mask=mask):
+            gx.sample("z", distrax.Normal(jnp.zeros(()), 1.0))
+        gx.sample("w", distrax.Normal(jnp.zeros(()), 1.0))
+
+    mask = mask if mask is False else jnp.asarray(mask)
+    wrapped = program if program is native_program else gx.from_numpyro(program)
+    parts = {"z": gx.program(wrapped), "w": gx.AutoNormal}
+    guide = gx.AutoGuideList(model, mask, key=key, parts=parts)
+    exact = stats.norm(0.5, 0.7)
+    for z in (np.zeros(4), np.asarray(guide.sample_posterior(key, mask)["z"])):
+        draw = {"z": jnp.asarray(z), "w": jnp.zeros(())}
+        log_q = guide.log_prob(draw, mask) - guide[1].log_prob({"w": draw["w"]}, mask)
+        np.testing.assert_allclose(log_q, exact.logpdf(z).sum(), rtol=1e-4)
+    draw, log_q = guide.sample_and_log_prob(key, mask)
+    log_q = log_q - guide[1].log_prob({"w": draw["w"]}, mask)
+    np.testing.assert_allclose(log_q, exact.logpdf(draw["z"]).sum(), rtol=1e-4)

@@ -515,3 +515,17 @@ def test_a_dataclass_is_a_model(wrap, key):
 
     again()
     assert new_traces(again) == 0
+
+
+def test_a_param_outside_of_its_constraint_is_named(key):
+    def model(start, constraint):
+        s = numpyro.param("s", start, constraint=constraint)
+        numpyro.sample("z", dist.Normal(jnp.sum(s), 1.0))
+
+    wrapped, positive = gx.from_numpyro(model), constraints.positive
+    with pytest.raises(ValueError, match="'s': 1 of its values lie outside"):
+        gx.AutoNormal(wrapped, jnp.array([-1.0, 2.0]), positive, key=key)
+    # A long simplex adds up to one in single precision as nearly as that goes.
+    simplex = jax.random.dirichlet(jax.random.key(0), jnp.ones(3000, jnp.float32))
+    guide = gx.AutoNormal(wrapped, simplex, constraints.simplex, key=key)
+    np.testing.assert_allclose(guide.param_values()["s"], simplex, atol=1e-5)

@@ -295,10 +295,12 @@ def test_row_numbers_that_are_no_rows(key):
     for rows, message in (
         ([0, 0, 1, 1], r"4 row numbers for a plate of 4 rows, and names some of them twice"),
         ([], "names no row"),
+        ([0, 99], "row numbers from 0 to 99, but the plate has rows 0 to 3"),
     ):
         batch = gx.Batch(DATA[:4]).at(d=np.array(rows, int))
-        with pytest.raises(ValueError, match=message):
-            guide.sample_and_log_prob(key, batch)
+        for use in (guide.sample_and_log_prob, lambda key, b: gx.AutoNormal(model, b, key=key)):
+            with pytest.raises(ValueError, match=message):
+                use(key, batch)
 
 
 def test_ready_made_weights_are_ready_made_rows(key):

@@ -383,9 +383,11 @@ def test_subsample_takes_the_rows_of_all_plates_around():
 def test_subsample_in_a_whole_plate_gives_everything():
     def model():
         with gx.plate("a", 4):
-            return gx.subsample(np.arange(4))
+            return gx.subsample(np.arange(4)), gx.subsample(np.ones(1))
 
-    np.testing.assert_array_equal(model(), np.arange(4))
+    rows, shared = model()
+    np.testing.assert_array_equal(rows, np.arange(4))
+    np.testing.assert_array_equal(shared, np.ones(1))
 
 
 # prng_key
@@ -495,6 +497,11 @@ def short_data():
         gx.subsample(np.arange(5))
 
 
+def short_data_of_a_whole_plate():
+    with gx.plate("a", 5):
+        gx.subsample(np.arange(4))
+
+
 def wrong_type(message, parameter):
     """Match our message, or that of the type checker that may be on and stands before it."""
     return f"{message}|typechecking parameter '{parameter}'"
@@ -591,6 +598,11 @@ ERRORS = {
         lambda: gx.plate("a", 3, dim=-1.0),
         TypeError,
         wrong_type("plate 'a': dim is a Python integer, such as -1; got -1.0", "dim"),
+    ),
+    "short data of a whole plate": (
+        short_data_of_a_whole_plate,
+        ValueError,
+        r"inside plate 'a' of size 5 got data of shape \(4,\), which has 4 rows",
     ),
     "short data": (
         short_data,

@@ -1,6 +1,7 @@
 """What a model may be, what its arguments may be, and what stays the same program."""
 
 import functools
+import re
 
 import distrax
 import equinox as eqx
@@ -8,9 +9,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tensorflow_probability.substrates.jax import distributions as tfd
 
 import guidax as gx
 from assertions import distance, identical
+from guidax._model.program import as_model
 from models import NETWORK_DATA, Network, new_traces, regression, regression_data, traces
 
 KEY = jax.random.key(0)
@@ -381,3 +384,31 @@ def test_a_user_composes_guides_as_pytrees(key):
     assert np.all(spread[1] > 3 * spread[0])
     average = jax.tree.map(lambda a, b: (a + b) / 2, guide, wider)
     assert jnp.isfinite(gx.ELBO()(average, key, X, y))
+
+
+def test_membership_is_known_of_observations_and_params_alone(key):
+    def model(y):
+        s = gx.param("s", 2.0, gx.constraints.positive)
+        z = gx.sample("z", tfd.HalfNormal(s))
+        gx.sample("y", distrax.Normal(z, 1.0), obs=y)
+
+    trace = as_model(model).run(gx.Batch(Y), key, lambda site: None, {})
+    assert trace.sites["z"].contains is None
+    for name in "sy":
+        assert bool(jnp.all(trace.sites[name].contains(trace.sites[name].value)))
+        assert not bool(jnp.any(trace.sites[name].contains(jnp.nan * trace.sites[name].value)))
+
+
+def test_a_site_says_why_it_has_no_bijection(key):
+    def native():
+        gx.sample("z", distrax.Bernoulli(probs=0.5))
+
+    def in_numpyro():
+        numpyro = pytest.importorskip("numpyro")
+        numpyro.sample("z", numpyro.distributions.Bernoulli(0.5))
+
+    for model in (as_model(native), gx.from_numpyro(in_numpyro)):
+        site = model.run(gx.Batch(), key, lambda site: None, {}).sites["z"]
+        assert isinstance(site.bijection, str) and "discrete" in site.bijection
+        with pytest.raises(ValueError, match=f"'z': {re.escape(site.bijection)}"):
+            gx.AutoNormal(model, key=key)

@@ -500,6 +500,29 @@ def test_bounds_of_mixtures_are_the_widest():
     assert low.tolist() == (LOW - 1).tolist() and high.tolist() == HIGH.tolist()
 
 
+@pytest.mark.parametrize(
+    "first, second, inside",
+    [
+        ((tfd.Uniform, 0.0, 1.0), (tfd.Normal, 0.0, 1.0), lambda u: u),
+        ((tfd.Uniform, -2.0, 3.0), (tfd.Beta, 1.0, 1.0), lambda u: 5 * jax.nn.sigmoid(u) - 2),
+        ((tfd.HalfNormal, 1.0), (tfd.Uniform, -2.0, 3.0), lambda u: jnp.exp(u) - 2),
+        ((tfd.Uniform, 0.0, 1.0), (tfd.Uniform, -1.0, 0.5), lambda u: 2 * jax.nn.sigmoid(u) - 1),
+    ],
+    ids=["real", "interval", "half line", "one form"],
+)
+def test_mixtures_of_bounded_components_are_latents(first, second, inside, key):
+    """Inside a model, bounds are traced."""
+
+    def model(first_numbers, second_numbers, weights):
+        parts = [first[0](*first_numbers), second[0](*second_numbers)]
+        gx.sample("x", tfd.Mixture(tfd.Categorical(probs=weights), parts))
+
+    args = [f(x) for x in first[1:]], [f(x) for x in second[1:]], f(0.5, 0.5)
+    guide = gx.AutoDelta(model, *args, key=key)
+    (u,) = jax.tree.leaves(guide.family)
+    np.testing.assert_allclose(guide.median(*args)["x"], inside(u), rtol=1e-5)
+
+
 def test_bounds_of_mixtures_of_one_family_are_the_widest():
     weights = tfd.Categorical(probs=f(0.2, 0.3, 0.5))
     dist, low, high = uniform(2, 3)

@@ -97,6 +97,34 @@ def test_closed_divergence_has_no_variance_and_is_exact(key):
     np.testing.assert_allclose(losses, expected, rtol=100 * precision())
 
 
+def test_a_users_normal_has_no_closed_divergence(key):
+    """The `scale` of this class of that name is a variance."""
+
+    class Normal:
+        batch_shape, event_shape, dtype = (), (), jnp.zeros(()).dtype
+
+        def __init__(self, loc, scale):
+            self.loc, self.scale = loc, scale
+
+        def log_prob(self, x):
+            return distrax.Normal(self.loc, self.scale**0.5).log_prob(x)
+
+        def sample(self, *, seed, sample_shape=()):
+            draws = jax.random.normal(seed, sample_shape, self.dtype)
+            return self.loc + self.scale**0.5 * draws
+
+    gx.support.register(Normal)(lambda d: gx.constraints.real)
+    at = gx.init_to_value({"x": 1.5})
+
+    def prior():
+        gx.sample("x", Normal(1.0, 4.0))
+
+    guide = gx.AutoNormal(prior, key=key, init_loc_fn=at, init_scale=0.5)
+    losses = jax.vmap(lambda k: gx.MeanFieldELBO()(guide, k))(jax.random.split(key, 2000))
+    ratio = 0.5**2 / 4.0
+    assert_mean_close(losses, 0.5 * (ratio + 0.5**2 / 4.0 - 1 - np.log(ratio)))
+
+
 def test_no_closed_divergence_where_a_later_part_reads_the_draws(key):
     """`mu ~ N(0, 1)`, `x ~ N(mu, 1/4)`, `y ~ N(x, 1)`, with `q(mu | x)` exact: `x ~ N(0, 5/4)`."""
 

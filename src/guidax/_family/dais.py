@@ -59,8 +59,8 @@ class AbstractDAIS(AbstractFamily):
         return self.base.locations()
 
     @abc.abstractmethod
-    def log_density(self, draw: Draw, target: Target) -> Float[Array, ""]:
-        """Return the unnormalised log density that the moves follow."""
+    def log_density(self, z: Float[Array, " dim"], target: Target) -> Float[Array, ""]:
+        """Return the unnormalised log density that the moves follow, at the whole vector."""
 
     def draw(self, key: Key, target: Target) -> Draw:
         """Draw from the base, and move."""
@@ -77,7 +77,7 @@ class AbstractDAIS(AbstractFamily):
 
         def log_f(x: Float[Array, " dim"]) -> Float[Array, ""]:
             z, log_det = forward(x)
-            return self.log_density(self._draw_of(z, target), target) + log_det
+            return self.log_density(z, target) + log_det
 
         noise = random.normal(keys[1], (self.dynamics.num_steps, *x.shape), x.dtype)
         x, log_factor = self.dynamics.run(gradient_of(log_f), grad_log_base, x, noise)
@@ -138,12 +138,13 @@ class DAIS(AbstractDAIS):
             require_whole(name, rows.shape[0], sizes.get(name, 0))
         return super().draw(key, target)
 
-    def log_density(self, draw: Draw, target: Target) -> Float[Array, ""]:
+    def log_density(self, z: Float[Array, " dim"], target: Target) -> Float[Array, ""]:
         """Return log joint density and log-Jacobians.
 
         Raises:
             ValueError: If a plate holds some of its rows.
         """
+        draw = self._draw_of(z, target)
         trace = target.run(draw)
         for plate in trace.plates.values():
             require_whole(plate.name, plate.rows, plate.size)

@@ -105,7 +105,7 @@ class LocalDAIS(AbstractFamily):
         if all(draw.space_of(s.name) == "unconstrained" for s in self.sites):
             return draw.values, by_row(draw.log_q, self.sites, self.plate)
         sites = target.run(draw, forward=True).sites  # a program draws constrained values
-        start = {n: sites[n].bijection.inverse(x) for n, x in draw.values.items()}
+        start = {n: sites[n].known_bijection.inverse(x) for n, x in draw.values.items()}
         blocks = self.base.log_q(Draw.of(start), target)
         assert blocks is not None
         return start, by_row(blocks, self.sites, self.plate)
@@ -154,7 +154,8 @@ def by_row(
     specs = {s.name: dict(s.plates) for s in sites}
     found = []
     for block, term in blocks.items():
-        axes = specs[block.sites[0]]  # plates are named outermost first; axes are the array's
+        # An adapter or a family of one's own may name plates in another order than their axes'.
+        axes = specs[block.sites[0]]
         named = sorted(block.plates, key=lambda name: axes.get(name, 0))
         first = jnp.moveaxis(term, named.index(plate), 0)
         found.append(sum_trailing(first, 1))

@@ -93,29 +93,36 @@ def constrained(draw: Draw, target: Target) -> dict[str, Array]:
 def _densities(trace: Trace) -> dict[Block, Array]:
     """Return the log density of each site, by row of its plates.
 
+    A mask does not count: a masked entry is drawn, as others are, so its density is a part of q's.
+
     Raises:
-        ValueError: If a site of the program is observed.
+        ValueError: If a site of the program is observed, or a handler scales one.
     """
     if scored := sorted(trace.of("observed")):
         raise ValueError(
             f"the sites {scored} of a gx.program are observations or factors, but a guide only "
             "draws: they belong into the model."
         )
+    if scaled := sorted(name for name, site in trace.of("latent").items() if site.is_scaled):
+        raise ValueError(
+            f"a handler scales the sites {scaled} of a gx.program, but log q is the log density of "
+            "what is drawn: a multiple of it bounds nothing. Scale the model's sites instead."
+        )
     found = {}
     for name, site in trace.of("latent").items():
         assert site.log_prob is not None
         block = Block((name,), tuple(p.name for p in site.plates))
-        found[block] = _sum_to_plates(site, site.log_prob(site.value) * site.scale, block)
+        found[block] = _sum_to_plates(site, site.log_prob(site.value), block)
     return found
 
 
 def _log_det(site: Site, u: Array, block: Block) -> Array:
     """Return the log-Jacobian of a model's site, by row of the plates that the program has."""
-    return _sum_to_plates(site, site.bijection.log_det(u, site.value), block)
+    return _sum_to_plates(site, site.known_bijection.log_det(u, site.value), block)
 
 
 def _sum_to_plates(site: Site, x: Array, block: Block) -> Array:
-    """Sum the batch axes that are no plates of a block; plates stay, outermost first."""
+    """Sum the batch axes that are no plates of a block; plates stay, in the order of their axes."""
     ndim = len(site.batch_shape)
     kept = {ndim + p.dim for p in site.plates if p.name in block.plates}
     return jnp.sum(x, axis=tuple(a for a in range(ndim) if a not in kept))

@@ -68,8 +68,10 @@ class SurrogateDAIS(AbstractDAIS):
         trace = self.surrogate.run(self.data.value, key, at_zero, {})
         return {name: site.value for name, site in trace.of("param").items()}
 
-    def log_density(self, draw: Draw, target: Target) -> Float[Array, ""]:
+    def log_density(self, z: Float[Array, " dim"], target: Target) -> Float[Array, ""]:
         """Return the surrogate's log joint density and log-Jacobians."""
+        # Its plates hold all rows in their own order, whatever the batch holds.
+        draw = Draw.of(self.base.to_values(self._shaped(z), {}))
         # A key of its own: the surrogate's randomness, if it has any, is the same at every step.
         key = random.fold_in(target.key, 1)
         return Target(self.surrogate, self.data.value, key, {}).score(draw).log_density

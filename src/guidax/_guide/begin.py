@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -68,7 +69,7 @@ def begin(
         TypeError: If the arguments do not fit the model, `key` is no random key, or `create_plates`
             gives no plates.
         ValueError: As `find_start`, or if `create_plates` or `Batch.at` name plates that the model
-            lacks.
+            lacks, or if a strategy stands beside a `Start`, which it cannot change.
 
     Warns:
         UserWarning: If `init_to_value` has values that no latent takes.
@@ -84,18 +85,44 @@ def begin(
                 f"create_plates is given to {constructor.__name__} as a part of another guide: the "
                 "rows of plates are those of the whole, so give it to that one."
             )
+        if not any(_is_same(init_loc_fn, x) for x in (default_of(constructor), model.default)):
+            raise ValueError(
+                f"init_loc_fn is given to {constructor.__name__} inside of a part of another "
+                "guide, which has searched its start already: give it where that one sees it, "
+                f"functools.partial(gx.{constructor.__name__}, init_loc_fn=...) as the part, or to "
+                "the whole."
+            )
         return model
     require_key(constructor.__name__, key, "key=, a random key")
     model = as_model(model)
     batch = as_batch(model, args, kwargs, options_of(constructor.__init__))
     batch = with_named_rows(model, batch, create_plates)
     strategy = as_strategy(init_loc_fn)
-    start = find_start(model, batch, key, strategy, draws_rows=create_plates is not None)
-    if create_plates is not None:
-        _check_plates(start, create_plates)
+    # Before the search, which would blame the data for rows that do not exist.
     check_rows(model, batch)
+    if create_plates is not None:
+        _check_plates(model, batch, describe(model, batch, key), create_plates)
+    start = find_start(model, batch, key, strategy, draws_rows=create_plates is not None)
     _check_values(strategy, start)
     return start
+
+
+def default_of(constructor: Any) -> Any:
+    """Return the default of its `init_loc_fn`, which a `functools.partial` replaces, or None."""
+    try:
+        default = inspect.signature(constructor).parameters["init_loc_fn"].default
+    except (KeyError, TypeError, ValueError):
+        return None
+    return None if default is inspect.Parameter.empty else default
+
+
+def _is_same(strategy: Any, other: Any) -> bool:
+    """Say whether two strategies are one, or hold no arrays and are equal."""
+    if strategy is other:
+        return True
+    return not jax.tree.leaves(strategy) and jax.tree.structure(strategy) == jax.tree.structure(
+        other
+    )
 
 
 def _check_values(strategy: Any, start: Start) -> None:
@@ -116,14 +143,16 @@ def _valued(strategy: Any) -> set[str]:
     return set()
 
 
-def _check_plates(start: Start, create_plates: Callable[..., Any]) -> None:
+def _check_plates(
+    model: AbstractModel, batch: Batch, structure: Structure, create_plates: Callable[..., Any]
+) -> None:
     """Refuse plates that the model does not have."""
 
     def rows(batch: Batch) -> dict[str, Array]:
-        return dict(start.model.plate_rows(create_plates, batch, random.key(0)))
+        return dict(model.plate_rows(create_plates, batch, random.key(0)))
 
-    known = {p.name for p in start.structure.plates}
-    if unknown := sorted(jax.eval_shape(rows, start.batch).keys() - known):
+    known = {p.name for p in structure.plates}
+    if unknown := sorted(jax.eval_shape(rows, batch).keys() - known):
         raise ValueError(
             f"create_plates returns the plates {unknown}, but the model has {sorted(known)}."
         )

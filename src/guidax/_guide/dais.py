@@ -21,7 +21,7 @@ from .._model.strategies import Strategy, init_to_uniform
 from .._types import Key
 from .begin import begin
 from .guide import AutoGuide
-from .parts import given_strategy
+from .parts import built, given_strategy
 
 _BASES = {"diagonal": DiagonalNormal, "cholesky": MultivariateNormal}
 
@@ -166,7 +166,7 @@ def base_of(start: Start, base_dist: Base, init_scale: float, key: Key) -> Abstr
         return _BASES[base_dist](start, init_scale)
     made = base_dist
     if not isinstance(made, AutoGuide):
-        made = made(start, key=random.fold_in(key, 1))
+        made = built(made, start, random.fold_in(key, 1))
     if not (isinstance(made, AutoGuide) and isinstance(made.family, AbstractFlat)):
         raise _no_base(base_dist)
     made._require_one()

@@ -110,7 +110,7 @@ def _closed_quantile(
     sites = target.run(Draw.of(rising), forward=True).sites
     found = {}
     for name, u in rising.items():
-        bijection = sites[name].bijection
+        bijection = sites[name].known_bijection
         if bijection.monotone and name not in guide.structure.coupled:
             found[name] = bijection.forward(u if bijection.monotone > 0 else falling[name])
     return found
@@ -131,7 +131,7 @@ def _log_prob(guide: AutoGuide, latents: dict[str, Array], batch: Batch) -> Floa
     target = guide.target(key, batch, guide.indices(key, batch, whole=True))
     trace = target.run(Draw.of(latents, "constrained"), forward=True)
     sites = {name: trace.sites[name] for name in latents}
-    u = {name: site.bijection.inverse(site.value) for name, site in sites.items()}
+    u = {name: site.known_bijection.inverse(site.value) for name, site in sites.items()}
     log_q = guide.family.log_q(Draw.of(u), target)
     if log_q is None:
         raise TypeError(
@@ -144,7 +144,7 @@ def _log_prob(guide: AutoGuide, latents: dict[str, Array], batch: Batch) -> Floa
             "That of another part of a list is guide[i].log_prob(...)."
         )
     log_det = (
-        s.plate_scale * jnp.sum(s.bijection.log_det(u[n], s.value)) for n, s in sites.items()
+        s.plate_scale * jnp.sum(s.known_bijection.log_det(u[n], s.value)) for n, s in sites.items()
     )
     return scaled_sum(log_q, trace) - sum(log_det)
 

@@ -176,7 +176,7 @@ class AutoGuide(eqx.Module):
             Site to medians, of the site's shape.
         """
         batch, names = self._request(args, kwargs, options_of(AutoGuide.median), None)
-        key, number = _key_of("median", key), positive("num_samples", num_samples)
+        key, number = key_or_fixed("median", key), positive("num_samples", num_samples)
         level, guide = jnp.asarray(0.5, float), self._settled(batch)
         return evaluate.quantiles(guide, level, key, batch, names, number)
 
@@ -212,7 +212,7 @@ class AutoGuide(eqx.Module):
                 arguments are left out that are needed.
         """
         batch, names = self._request(args, kwargs, options_of(AutoGuide.quantiles), None)
-        key, number = _key_of("quantiles", key), positive("num_samples", num_samples)
+        key, number = key_or_fixed("quantiles", key), positive("num_samples", num_samples)
         levels, guide = _levels(q), self._settled(batch)
         return evaluate.quantiles(guide, levels, key, batch, names, number)
 
@@ -397,7 +397,7 @@ def ranks_of(family: AbstractFamily) -> tuple[int, ...]:
     return tuple(jnp.ndim(x) for x in jax.tree.leaves(family))
 
 
-def _key_of(who: str, key: Key | None) -> Key:
+def key_or_fixed(who: str, key: Key | None) -> Key:
     """Return the key of a method that needs none, so that two calls agree."""
     if key is None:
         return random.key(0)

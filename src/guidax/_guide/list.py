@@ -15,15 +15,18 @@ from .._family.flat import AbstractFlat
 from .._family.laplace import LaplacePoint
 from .._family.product import Product, leaves
 from .._family.program import ProgramFamily
-from .._model.batch import Batch, options_of
+from .._model.batch import Batch, as_batch, options_of
 from .._model.model import Restricted
 from .._model.start import Start
 from .._model.strategies import Strategy, as_strategy, by_site, init_to_uniform
+from .._model.target import NOTHING, Target
+from .._model.trace import Indices, Structure
 from .._types import Key
 from .begin import begin, look
-from .guide import AutoContinuous, AutoGuide, ranks_of
+from .guide import AutoContinuous, AutoGuide, key_or_fixed, ranks_of
 from .laplace import normal_at
 from .parts import Part, family_of, given_strategy, strategy_of
+from .program import ProgramPart
 
 Sites = str | tuple[str, ...] | EllipsisType
 
@@ -75,42 +78,57 @@ class AutoGuideList(AutoGuide):
         else:
             model, batch, structure = look(AutoGuideList, model, args, kwargs, key)
             args, kwargs = (batch,), {}
-        names = tuple(s.name for s in structure.latents)
-        shares = [] if parts is None else _shares(parts, names)
+        shares = _shares(parts, structure)
         if isinstance(model, Start):  # a part of another guide, which has found the start
             _require_no_wishes(shares, init_loc_fn)
-        strategy = _strategy(shares, init_loc_fn, names)
+            strategy = None
+        else:
+            strategy = _strategy(shares, init_loc_fn, structure, args[0].rows)
         start = begin(AutoGuideList, model, args, kwargs, key, strategy, create_plates)
         families: list[AbstractFamily] = []
-        keys = random.split(key, len(shares) + 1)
-        for (own, part), k in zip(shares, keys[1:], strict=True):
+        keys = random.split(key, len(shares))
+        for (own, part), k in zip(shares, keys, strict=True):
             families.append(family_of(start, own, part, families, k))
         family = Product(families)
         super().__init__(start.model, family, start.structure, start.admitted, create_plates)
 
-    def append(self, part: AutoGuide) -> AutoGuideList:
+    @staticmethod
+    def default_strategy(
+        structure: Structure, rows: Indices, options: Mapping[str, Any]
+    ) -> Strategy:
+        """Return where a list starts, as a part of another guide, that says nothing itself.
+
+        Args:
+            structure: The model's, with the latents of the list.
+            rows: Those of the batch, by plate.
+            options: Of the constructor.
+        """
+        return _strategy(_shares(options.get("parts"), structure), None, structure, rows)
+
+    def append(
+        self, part: AutoGuide | ProgramPart, /, *args: Any, key: Key | None = None, **kwargs: Any
+    ) -> AutoGuideList:
         """Return a new list with one more part. That no latent is left out is checked when used.
 
         Args:
             part: A guide built on the model with the other sites blocked:
                 `gx.AutoDelta(gx.handlers.block(model, expose=["w"]), X, y, key=key)`. Only its
-                family is kept.
+                family is kept. Or `gx.program(fn)`.
+            *args: For a program, the model's arguments, or one `gx.Batch`.
+            key: For the starting values of a program's `param` sites; None is `jax.random.key(0)`.
+            **kwargs: For a program, the model's keyword arguments.
 
         Raises:
-            TypeError: If it is no guide.
+            TypeError: If the part is neither, if arguments stand beside a guide, which has seen
+                them, or if those of a program do not fit the model.
             ValueError: If one of its sites has a part already, or is no latent of the model in
                 that shape.
         """
-        if not isinstance(part, AutoGuide):
-            raise TypeError(
-                "append takes a guide built on a blocked model; got "
-                f"{type(part).__name__}. Constructors and programs go into parts=."
-            )
         self._require_one()
-        part._require_one()
+        family = self._family_of(part, args, key, kwargs)
         known = {s.name: s for s in self.structure.latents}
         taken = {s.name for s in self.family.sites}
-        for site in part.family.sites:
+        for site in family.sites:
             if site.name in taken:
                 raise ValueError(f"site {site.name!r} has a part already.")
             if site.name not in known:
@@ -120,7 +138,32 @@ class AutoGuideList(AutoGuide):
                 )
             if site != known[site.name]:
                 raise ValueError(f"the part draws {site}, but the model has {known[site.name]}.")
-        return self._with_parts((*self.parts, part.family))
+        return self._with_parts((*self.parts, family))
+
+    def _family_of(
+        self, part: Any, args: tuple[Any, ...], key: Key | None, kwargs: dict[str, Any]
+    ) -> AbstractFamily:
+        """Return the family of a part that is appended."""
+        if isinstance(part, ProgramPart):
+            options = options_of(AutoGuideList.append)
+            batch = self.admit(as_batch(self.model, args, kwargs, options))
+            key = key_or_fixed("append", key)
+            start = Start(self.model, batch, {}, self.structure, self.admitted)
+            target = Target(self.model, batch, key, start.rows)
+            earlier = self.family.draw(key, target) if part.given else NOTHING
+            return part.family(start, None, earlier, key)
+        if not isinstance(part, AutoGuide):
+            raise TypeError(
+                "append takes a guide built on a blocked model, or gx.program(fn); got "
+                f"{type(part).__name__}. Constructors go into parts=."
+            )
+        if args or kwargs or key is not None:
+            raise TypeError(
+                "append takes the model's arguments and a key beside a gx.program alone: a guide "
+                "has been built on them."
+            )
+        part._require_one()
+        return part.family
 
     def laplace(self, /, *args: Any, **kwargs: Any) -> AutoGuideList:
         """Return the list with normals in place of its Laplace parts.
@@ -205,7 +248,7 @@ class AutoGuideList(AutoGuide):
 
 
 def _shares(
-    parts: Mapping[Sites, Part], latents: tuple[str, ...]
+    parts: Mapping[Sites, Part] | None, structure: Structure
 ) -> list[tuple[tuple[str, ...], Part]]:
     """Return each part's sites, in the order written.
 
@@ -213,11 +256,14 @@ def _shares(
         TypeError: If `parts` is no mapping.
         ValueError: If they do not cover each latent once.
     """
+    if parts is None:
+        return []
     if not isinstance(parts, Mapping):
         raise TypeError(
             "parts takes a dict from sites to constructors, such as "
             f'{{"a": gx.AutoDelta, ...: gx.AutoNormal}}; got {type(parts).__name__}.'
         )
+    latents = tuple(s.name for s in structure.latents)
     named = {k: (k,) if isinstance(k, str) else tuple(k) for k in parts if k is not ...}
     asked = [name for names in named.values() for name in names]
     problems = {
@@ -237,14 +283,21 @@ def _shares(
 
 
 def _strategy(
-    shares: list[tuple[tuple[str, ...], Part]], init_loc_fn: Any, latents: tuple[str, ...]
+    shares: list[tuple[tuple[str, ...], Part]],
+    init_loc_fn: Any,
+    structure: Structure,
+    rows: Indices,
 ) -> by_site:
     """Return one strategy for the whole list, which gives each site that of its part."""
     asked = None if init_loc_fn is None else as_strategy(init_loc_fn)
-    wishes = [given_strategy(part) or asked or strategy_of(part) for _, part in shares]
+    wishes = [
+        given_strategy(part) or asked or strategy_of(part, structure.only(frozenset(names)), rows)
+        for names, part in shares
+    ]
     strategies = (asked or init_to_uniform(), *wishes)
     part_of = {name: i + 1 for i, (names, _) in enumerate(shares) for name in names}
-    return by_site(strategies, tuple((name, part_of.get(name, 0)) for name in latents))
+    of_site = ((s.name, part_of.get(s.name, 0)) for s in structure.latents)
+    return by_site(strategies, tuple(of_site))
 
 
 def _require_no_wishes(shares: list[tuple[tuple[str, ...], Part]], init_loc_fn: Any) -> None:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
-import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from .._family.base import AbstractFamily
 from .._model.start import Start
-from .._model.strategies import Strategy, as_strategy, init_to_feasible, init_to_uniform
+from .._model.strategies import Strategy, as_strategy, init_to_uniform
 from .._model.target import Draw
+from .._model.trace import Indices, Structure
 from .._types import Key
+from .begin import default_of
 from .guide import AutoGuide
 from .program import ProgramPart
 
@@ -24,19 +26,26 @@ def given_strategy(part: Any) -> Strategy | None:
     return None if given is None else as_strategy(given)
 
 
-def strategy_of(part: Part) -> Strategy:
-    """Return the `init_loc_fn` that a constructor is called with, or its default."""
-    if isinstance(part, ProgramPart):
-        return init_to_uniform()
-    try:
-        parameters = inspect.signature(part).parameters
-        default = parameters["init_loc_fn"].default
-    except (KeyError, TypeError, ValueError):
-        return init_to_uniform()
-    if default is not None:
-        return as_strategy(default)
-    # Of the two guides that have no strategy of their own, gx.AutoSemiDAIS starts its rows at zero.
-    return init_to_uniform() if "parts" in parameters else init_to_feasible()
+def strategy_of(part: Any, structure: Structure, rows: Indices) -> Strategy:
+    """Return where a part starts if nobody asks for anything.
+
+    Args:
+        part: A constructor or a program.
+        structure: The model's, with the latents of the part.
+        rows: Those of the batch, by plate.
+    """
+    is_partial = isinstance(part, functools.partial)
+    constructor, options = (part.func, part.keywords) if is_partial else (part, {})
+    of_its_sites = getattr(constructor, "default_strategy", None)
+    if of_its_sites is not None:
+        return of_its_sites(structure, rows, options)
+    default = default_of(part)
+    return init_to_uniform() if default is None else as_strategy(default)
+
+
+def built(constructor: Any, start: Start, key: Key) -> Any:
+    """Call a constructor with a start in the place of the model."""
+    return constructor(dataclasses.replace(start, default=default_of(constructor)), key=key)
 
 
 def family_of(
@@ -61,7 +70,7 @@ def family_of(
     """
     if isinstance(part, ProgramPart):
         return part.family(start, names, earlier_draw(start, earlier), key)
-    made = part(start.only(frozenset(names)), key=key) if callable(part) else None
+    made = built(part, start.only(frozenset(names)), key) if callable(part) else None
     if not isinstance(made, AutoGuide):
         raise TypeError(
             f"the part for {list(names)} is no guide: give a constructor such as gx.AutoNormal, a "

@@ -28,19 +28,20 @@ class ProgramPart:
     given: bool
 
     def family(
-        self, start: Start, names: tuple[str, ...], earlier: Draw, key: Key
+        self, start: Start, names: tuple[str, ...] | None, earlier: Draw, key: Key
     ) -> ProgramFamily:
         """Build the family that draws the sites.
 
         Args:
             start: The start of the whole list.
-            names: The sites of the part.
+            names: The sites of the part; None for all that the program draws.
             earlier: Starting values of the earlier parts.
             key: For the starting values of `param` sites.
 
         Raises:
             ValueError: If the program draws other sites than its part, or sites of other shapes or
-                in other plates; if it has an observation or a factor.
+                in other plates; if it has an observation or a factor; if one of its `param` sites
+                starts outside of its constraint.
         """
         target = Target(start.model, start.batch, key, start.rows, earlier)
         batch = program_batch(target, given=self.given)
@@ -49,13 +50,20 @@ class ProgramPart:
             name, why = structure.obstacles[0]
             raise ValueError(f"gx.program: site {name!r} cannot be drawn by a guide: {why}")
         mine = {s.name: s for s in structure.latents}
-        if mine.keys() != set(names):
+        if names is not None and mine.keys() != set(names):
             raise ValueError(
                 f"the program {self.program.name} draws the sites {sorted(mine)}, but its part of "
                 f"the list is {sorted(names)}: let its keys in parts= name what it draws."
             )
         asked = {s.name: s for s in start.structure.latents}
+        if not mine:
+            raise ValueError(f"the program {self.program.name} draws no site.")
         for name, spec in mine.items():
+            if name not in asked:
+                raise ValueError(
+                    f"the program {self.program.name} draws {name!r}, which is no latent of the "
+                    f"model: it has {sorted(asked)}."
+                )
             if spec.shape != asked[name].shape:
                 raise ValueError(
                     f"the program {self.program.name} draws {name!r} with unconstrained shape "
@@ -67,15 +75,9 @@ class ProgramPart:
                     f"{_axes(spec.plates)}, the model in {_axes(asked[name].plates)}, and "
                     f"{_axes(unknown)} is none of these: a plate has one name and one axis in both."
                 )
-        params = started_params(self.program, batch, key, structure.params)
-        if not is_traced(params):
-            bad = [name for name, value in params.items() if not bool(all_finite(value))]
-            if bad:
-                raise ValueError(
-                    f"the param sites {bad} of the program {self.program.name} start outside of "
-                    "their constraints, or on the edge."
-                )
-        sites = tuple(s for s in start.structure.latents if s.name in names)
+        what = f"the program {self.program.name}"
+        params = started_params(self.program, what, batch, key, structure.params)
+        sites = tuple(s for s in start.structure.latents if s.name in mine)
         program = self.program.with_params(params)
         return ProgramFamily(program=program, sites=sites, given=self.given)
 
@@ -104,10 +106,35 @@ def program(fn: Any, given: bool = False) -> ProgramPart:
     return ProgramPart(as_model(fn), given)
 
 
-@functools.partial(jax.jit, static_argnames="names")
 def started_params(
+    program: AbstractModel, what: str, batch: Batch, key: Key, names: tuple[str, ...]
+) -> dict[str, Any]:
+    """Return unconstrained starting values of a program's `param` sites.
+
+    Args:
+        program: The program.
+        what: What messages call it.
+        batch: Its arguments.
+        key: For starting values that are drawn.
+        names: The sites.
+
+    Raises:
+        ValueError: If one starts outside of its constraint, or on the edge.
+    """
+    params = _started_params(program, batch, key, names)
+    if not is_traced(params):
+        bad = [name for name, value in params.items() if not bool(all_finite(value))]
+        if bad:
+            raise ValueError(
+                f"the param sites {bad} of {what} start outside of their constraints, or on the "
+                "edge."
+            )
+    return params
+
+
+@functools.partial(jax.jit, static_argnames="names")
+def _started_params(
     program: AbstractModel, batch: Batch, key: Key, names: tuple[str, ...]
 ) -> dict[str, Any]:
-    """Return unconstrained starting values of a program's `param` sites."""
     params = initial_params(program, batch, key, names, dict(batch.rows))
     return jax.tree.map(strong, params)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import equinox as eqx
@@ -27,7 +28,7 @@ from .._types import Key
 from .begin import begin, look
 from .guide import AutoGuide
 from .normal import AutoNormal
-from .parts import Part, earlier_draw, family_of, strategy_of
+from .parts import Part, earlier_draw, family_of, given_strategy, strategy_of
 from .program import program
 
 
@@ -62,7 +63,8 @@ class AutoSemiDAIS(AutoGuide):
         eta_max: Bound of the step sizes.
         gamma_init: Starting damping: the share of a momentum that is kept from step to step.
         init_loc_fn: Where the search starts, for all latents: a strategy, or a function of a site
-            and a key that returns a constrained value. None starts those in the plate at zero in
+            and a key that returns a constrained value; a `functools.partial` with an `init_loc_fn`
+            of its own as a guide starts there instead. None starts those in the plate at zero in
             unconstrained space, and the others as their guide does by default.
         init_scale: Starting standard deviation of each coordinate of the base, in unconstrained
             space, where `local_guide` is None.
@@ -106,7 +108,8 @@ class AutoSemiDAIS(AutoGuide):
         _refuse_local_model(model, kwargs)
         if isinstance(local_guide, eqx.Module) and not isinstance(local_guide, AutoGuide):
             local_guide = program(local_guide)
-        start = _begin(model, args, kwargs, key, subsample_plate, global_guide, init_loc_fn)
+        guides = global_guide, local_guide
+        start = _begin(model, args, kwargs, key, subsample_plate, guides, init_loc_fn)
         plate = _find_plate(start.structure, start.batch.rows, subsample_plate)
         first, local = _share_out(start.structure, plate, global_guide)
         require_local(start, plate, local, key)
@@ -131,6 +134,20 @@ class AutoSemiDAIS(AutoGuide):
         families.append(LocalDAIS(base, moves, plate))
         super().__init__(start.model, Product(families), start.structure, start.admitted)
 
+    @staticmethod
+    def default_strategy(
+        structure: Structure, rows: Indices, options: Mapping[str, Any]
+    ) -> Strategy:
+        """Return where it starts, alone or as a part of a list, if no `init_loc_fn` is given.
+
+        Args:
+            structure: The model's, with the latents of the guide.
+            rows: Those of the batch, by plate.
+            options: Of the constructor.
+        """
+        guides = options.get("global_guide"), options.get("local_guide")
+        return _strategy(structure, rows, options.get("subsample_plate"), guides, None)
+
     def dynamics(self) -> dict[str, Array]:
         """Return how the rows move, constrained.
 
@@ -154,26 +171,38 @@ def _begin(
     kwargs: dict[str, Any],
     key: Key,
     subsample_plate: str | None,
-    global_guide: Any,
+    guides: tuple[Any, Any],
     init_loc_fn: Any,
 ) -> Start:
     """Search a start; a `Start` in the place of the model is passed on."""
     if isinstance(model, Start):
-        return model
+        return begin(AutoSemiDAIS, model, args, kwargs, key, init_loc_fn)
     model, batch, structure = look(AutoSemiDAIS, model, args, kwargs, key)
-    plate = _find_plate(structure, batch.rows, subsample_plate)
-    first, local = _share_out(structure, plate, global_guide)
-    if init_loc_fn is not None:
-        strategy = as_strategy(init_loc_fn)
-    else:
-        # Row by row, a far start costs more than it can teach.
-        of_site = tuple((n, int(n in local)) for n in (*first, *local))
-        strategy = by_site((_global_strategy(global_guide), init_to_feasible()), of_site)
+    asked = None if init_loc_fn is None else as_strategy(init_loc_fn)
+    strategy = _strategy(structure, batch.rows, subsample_plate, guides, asked)
     return begin(AutoSemiDAIS, model, (batch,), {}, key, strategy)
 
 
-def _global_strategy(guide: Any) -> Any:
-    return strategy_of(AutoNormal if guide is None or isinstance(guide, AutoGuide) else guide)
+def _strategy(
+    structure: Structure,
+    rows: Indices,
+    subsample_plate: str | None,
+    guides: tuple[Any, Any],
+    asked: Strategy | None,
+) -> by_site:
+    """Return where globals and locals start: as their guides say, as asked, or by default."""
+    global_guide, local_guide = guides
+    plate = _find_plate(structure, rows, subsample_plate)
+    first, local = _share_out(structure, plate, global_guide)
+    if global_guide is None or isinstance(global_guide, AutoGuide):
+        global_guide = AutoNormal
+    of_globals = given_strategy(global_guide) or asked
+    if of_globals is None:
+        of_globals = strategy_of(global_guide, structure.only(frozenset(first)), rows)
+    # Row by row, a far start costs more than it can teach.
+    of_locals = given_strategy(local_guide) or asked or init_to_feasible()
+    of_site = tuple((n, int(n in local)) for n in (*first, *local))
+    return by_site((of_globals, of_locals), of_site)
 
 
 def _global_family(start: Start, names: tuple[str, ...], guide: Any, key: Key) -> AbstractFamily:

@@ -68,8 +68,8 @@ class AutoSurrogateLikelihoodDAIS(AutoGuide):
         TypeError: If arguments do not fit their model, if those of the surrogate are traced or no
             `gx.Batch`, or if `base_dist` is no continuous guide.
         ValueError: As `AutoDAIS`, but for plates of data that hold some of their rows; also if the
-            latents of the surrogate are not the model's, by name and shape, or it would take some
-            rows of a plate.
+            latents of the surrogate are not the model's, by name and shape, it would take some
+            rows of a plate, or one of its `param` sites starts outside of its constraint.
 
     Source: Jankowiak and Phan 2022, "Surrogate likelihoods for variational annealed importance
     sampling".
@@ -145,7 +145,8 @@ def _started(start: Start, surrogate: AbstractModel, data: Batch, key: Key) -> A
     """Return the surrogate with values of its `param` sites, once its latents are checked.
 
     Raises:
-        ValueError: If they are not those of the model, or a plate holds some of its rows.
+        ValueError: If they are not those of the model, a plate holds some of its rows, or a
+            parameter starts outside of its constraint.
     """
     structure = describe(surrogate, data, key)
     if structure.obstacles:
@@ -172,4 +173,5 @@ def _started(start: Start, surrogate: AbstractModel, data: Batch, key: Key) -> A
                 "but a surrogate is one function of the latents: give it the data that it is to "
                 "read, and a plate of that size."
             )
-    return surrogate.with_params(started_params(surrogate, data, key, structure.params))
+    params = started_params(surrogate, "surrogate_model", data, key, structure.params)
+    return surrogate.with_params(params)

@@ -118,7 +118,7 @@ def _row_terms(
     def choose(site: Site) -> Array | None:
         if site.name not in by_name:  # an observation that is left out: a draw will do
             return None
-        return site.bijection.forward(by_name[site.name].take(values[site.name], rows))
+        return site.known_bijection.forward(by_name[site.name].take(values[site.name], rows))
 
     found = []
     for site in model.run(batch, key, choose, rows).sites.values():

@@ -70,7 +70,7 @@ class NumPyroModel(AbstractCallableModel):
                 sites[name] = Site(name, "deterministic", msg["value"], plates=plates_around)
             elif kind == "param":
                 value = values.params.get(name, msg["value"])
-                sites[name] = Site(name, "param", value, bijection=_param_bijection(msg))
+                sites[name] = _param_site(msg, value)
             elif kind == "mutable":
                 raise ValueError(
                     f"site {name!r} is numpyro's `mutable`: state that a run changes has no place "
@@ -179,6 +179,18 @@ def _record(plates: dict[str, Plate], p: Plate) -> None:
         )
 
 
+def _param_site(msg: dict[str, Any], value: Any) -> Site:
+    bijection = _param_bijection(msg)
+
+    def contains(x: Any) -> Array:
+        # NumPyro's own answer has a fixed tolerance, which a simplex in single precision may miss.
+        return jnp.isfinite(bijection.inverse(x))
+
+    is_array = jax.tree_util.treedef_is_leaf(jax.tree.structure(value))
+    known = contains if is_array else None  # of networks, also of those without arrays
+    return Site(msg["name"], "param", value, bijection=bijection, contains=known)
+
+
 def _param_bijection(msg: dict[str, Any]) -> Bijection:
     """Return the bijection of a parameter, which may be a pytree."""
     transform = biject_to(msg["kwargs"].get("constraint", constraints.real))
@@ -217,7 +229,7 @@ def _site(msg: dict[str, Any], sizes: dict[str, int]) -> Site:
         # Observations may stand on further leading axes, which log_prob broadcasts to.
         value_batch = jnp.shape(msg["value"])[: jnp.ndim(msg["value"]) - len(event)]
         shape = jnp.broadcast_shapes(shape, value_batch)
-    drawable = not _is_improper(fn)
+    drawable, unmasked = not _is_improper(fn), _unmasked(fn)
     is_delta = not observed and _is_delta(fn)
     return Site(
         name=msg["name"],
@@ -229,7 +241,7 @@ def _site(msg: dict[str, Any], sizes: dict[str, int]) -> Site:
         plates=plates,
         scale=scale,
         mask=_mask(fn),
-        log_prob=lambda x: jnp.broadcast_to(fn.log_prob(x), shape),
+        log_prob=lambda x: jnp.broadcast_to(unmasked.log_prob(x), shape),
         sample=(lambda key: fn.sample(key, sample_shape)) if drawable else None,
         mean=(lambda: jnp.broadcast_to(fn.mean, shape + event)) if drawable else None,
         bijection=None if observed else _bijection(fn, len(shape)),
@@ -239,7 +251,7 @@ def _site(msg: dict[str, Any], sizes: dict[str, int]) -> Site:
 
 
 def _plates(msg: dict[str, Any], sizes: dict[str, int]) -> tuple[Plate, ...]:
-    """Return the plates around a site, outermost first."""
+    """Return the plates around a site, in the order of their axes."""
     frames = sorted(msg["cond_indep_stack"], key=lambda f: f.dim)
     sizes = {f.name: f.size for f in frames} | sizes
     return tuple(Plate(f.name, sizes[f.name], f.dim, f.size) for f in frames)
@@ -287,6 +299,15 @@ def _mask(fn: Any) -> Any:
     return mask
 
 
+def _unmasked(fn: Any) -> Any:
+    """Return the distribution without the masks that `_mask` reads."""
+    if isinstance(fn, MaskedDistribution):
+        return _unmasked(fn.base_dist)
+    if isinstance(fn, ExpandedDistribution) and _mask(fn) is not None:
+        return _unmasked(fn.base_dist).expand(fn.batch_shape)
+    return fn
+
+
 def _dtype(fn: Any) -> Any:
     leaves = [x for x in jax.tree.leaves(fn) if jnp.issubdtype(jnp.result_type(x), jnp.floating)]
     return jnp.result_type(*(leaves or [float]))
@@ -303,29 +324,30 @@ def _is_masked_within(fn: Any) -> bool:
     return False
 
 
-def _bijection(fn: Any, batch_ndim: int) -> Bijection | Exception:
+def _bijection(fn: Any, batch_ndim: int) -> Bijection | str:
+    """Return the bijection of a latent, or why it has none."""
     support = fn.support
     if _is_masked_within(fn):
-        return ValueError(
+        return (
             "a mask inside of to_event leaves entries of its value without a density. Mask the "
             "whole, after to_event, or leave to_event out and use a plate."
         )
     if support is None:
-        return TypeError(f"{type(fn).__name__} states no support")
+        return f"{type(fn).__name__} states no support"
     if support.is_discrete:
-        return TypeError(
+        return (
             f"{type(_base(fn)).__name__} is discrete; guides need continuous latents. Sum it out, "
             "or observe it."
         )
     if _base(support) is constraints.circular or support is constraints.circular:
-        return ValueError(
+        return (
             "its support is circular: mass cannot wrap around the ends of an interval. "
             "Reparameterise, e.g. numpyro.handlers.reparam with CircularReparam."
         )
     try:
         transform = biject_to(support)
     except NotImplementedError:
-        return ValueError(
+        return (
             f"its support {support} has no bijector. Reparameterise, e.g. numpyro.handlers.reparam "
             "with ProjectedNormalReparam for a sphere."
         )

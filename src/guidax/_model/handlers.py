@@ -73,11 +73,12 @@ class trace(AbstractHandler):
         """Run the model and return its sites, in order.
 
         Raises:
-            ValueError: If two sites have one name.
+            TypeError: If there is no model.
+            ValueError: If two sites have one name, or one needs a random key and gets none.
         """
+        if self.fn is None:
+            raise TypeError("trace was given no model: gx.handlers.trace(model).get_trace(…)")
         with trace() as sites:
-            if self.fn is None:
-                raise TypeError("trace was given no model: gx.handlers.trace(model).get_trace(…)")
             self.fn(*args, **kwargs)
         return sites
 

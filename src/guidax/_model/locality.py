@@ -88,7 +88,7 @@ def _readers(
         def choose(site: Site) -> Array | None:
             if site.name not in draw:
                 return at_zero(site)
-            return site.bijection.forward(draw.values[site.name])
+            return site.known_bijection.forward(draw.values[site.name])
 
         outside, inside = {}, {}
         for site in scored_sites(model.run(batch, keys[-1], choose, rows), draw):

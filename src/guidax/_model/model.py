@@ -277,4 +277,4 @@ def unblocked(handler: AbstractHandler) -> AbstractModel:
 
 def at_zero(site: Site) -> Array | None:
     """Choose unconstrained zero for a latent that a guide can draw."""
-    return site.bijection.forward(site.zeros()) if site.has_bijection else None
+    return site.known_bijection.forward(site.zeros()) if site.has_bijection else None

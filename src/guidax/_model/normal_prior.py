@@ -8,12 +8,15 @@ from jaxtyping import ArrayLike
 
 from .trace import Site
 
+_LIBRARIES = ("distrax.", "tensorflow_probability.", "numpyro.")
+
 
 def normal_prior(site: Site) -> tuple[ArrayLike, ArrayLike] | None:
     """Return mean and standard deviation of a latent's unconstrained value, or None.
 
-    Classes are told by name, so that the normals of every model language count: distrax's and
-    TFP's here, NumPyro's without importing it.
+    Classes are told by library and name, so that the normals of every model language count:
+    distrax's and TFP's here, NumPyro's without importing it. A user's own `Normal` may mean
+    something else by its `scale`.
     """
     if site.kind != "latent":
         return None
@@ -21,7 +24,10 @@ def normal_prior(site: Site) -> tuple[ArrayLike, ArrayLike] | None:
 
 
 def _parameters(distribution: Any) -> tuple[ArrayLike, ArrayLike] | None:
-    name = type(distribution).__name__
+    kind = type(distribution)
+    if not kind.__module__.startswith(_LIBRARIES):
+        return None
+    name = kind.__name__
     if name in ("Independent", "ExpandedDistribution"):
         inner = getattr(distribution, "base_dist", None)
         return _parameters(distribution.distribution if inner is None else inner)

@@ -97,12 +97,12 @@ def over_points(
             f"latents must hold the sites {sorted(expected)}: missing "
             f"{sorted(expected - latents.keys())}, unknown {sorted(latents.keys() - expected)}."
         )
-    zeros = jax.eval_shape(_ranks, model, batch)
+    shapes = jax.eval_shape(_latent_shapes, model, batch)
     latents = {  # latents are floating, and an integer stands for the float that it equals
-        name: x if jnp.issubdtype(x.dtype, jnp.floating) else x.astype(zeros[name].dtype)
+        name: x if jnp.issubdtype(x.dtype, jnp.floating) else x.astype(shapes[name].dtype)
         for name, x in latents.items()
     }
-    leads = {name: x.shape[: x.ndim - len(zeros[name].shape)] for name, x in latents.items()}
+    leads = {name: x.shape[: x.ndim - len(shapes[name].shape)] for name, x in latents.items()}
     lead = next(iter(leads.values()), ())  # a model without latents has one point
     if any(other != lead for other in leads.values()):
         raise ValueError(f"the leading axes of the latents differ: {leads}.")
@@ -112,6 +112,7 @@ def over_points(
 
 
 @jax.jit
-def _ranks(model: AbstractModel, batch: Batch) -> dict[str, Array]:
+def _latent_shapes(model: AbstractModel, batch: Batch) -> dict[str, Array]:
+    """Return the latents at zero, for their shapes and dtypes."""
     trace = model.run(batch, random.key(0), at_zero, dict(batch.rows))
     return {name: site.value for name, site in trace.of("latent").items()}

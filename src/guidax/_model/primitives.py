@@ -315,9 +315,9 @@ class plate(Messenger):
 
     def finish(self, msg: Message) -> None:
         """Take the rows of `subsample`."""
-        held = self._held
-        if msg.kind != "subsample" or not held.takes_rows:
+        if msg.kind != "subsample":
             return
+        held = self._held
         axis = jnp.ndim(msg.value) - msg.info["event_dim"] + held.frame.dim
         if axis < 0 or msg.value.shape[axis] == 1:
             return
@@ -327,7 +327,8 @@ class plate(Messenger):
                 f"{msg.value.shape}, which has {msg.value.shape[axis]} rows on that axis: give all "
                 "rows, or leave subsample out where the data hold the right ones already."
             )
-        msg.value = jnp.take(msg.value, held.indices, axis)
+        if held.takes_rows:
+            msg.value = jnp.take(msg.value, held.indices, axis)
 
 
 def _require_name(word: str, name: Any) -> None:

@@ -218,7 +218,7 @@ def native_site(msg: Message) -> Site:
         sample=None if is_improper else lambda key: broadcast_sample(fn, key, batch),
         mean=None if is_improper else lambda: jnp.broadcast_to(fn.mean(), batch + event),
         bijection=None if msg.observed else _latent_bijection(fn, len(batch)),
-        contains=_membership(fn),
+        contains=_membership(fn) if msg.observed else None,
         dtype=fn.dtype,
     )
 
@@ -252,11 +252,12 @@ def _membership(fn: Any) -> Constraint | None:
         return None
 
 
-def _latent_bijection(fn: Any, batch_ndim: int) -> Bijection | Exception:
+def _latent_bijection(fn: Any, batch_ndim: int) -> Bijection | str:
+    """Return the bijection of a latent, or why it has none."""
     inner = fn
     while inner is not None:
         if type(inner).__name__ == "Masked":
-            return ValueError(
+            return (
                 "a Masked distribution leaves entries of its value without a density: use "
                 "gx.handlers.mask, which a guide can see."
             )
@@ -264,7 +265,7 @@ def _latent_bijection(fn: Any, batch_ndim: int) -> Bijection | Exception:
     try:
         return bijection_of(support(fn), batch_ndim)
     except (TypeError, ValueError) as error:
-        return error
+        return str(error)
 
 
 def bijection_of(constraint: Constraint, batch_ndim: int) -> Bijection:

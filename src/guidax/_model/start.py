@@ -39,6 +39,8 @@ class Start:
         location: Unconstrained values with all rows of plates, by site.
         structure: Static facts about the model.
         admitted: Plates whose rows may be drawn at random.
+        default: The `init_loc_fn` that the constructor it is handed to has by itself: whoever
+            searched knew it, and need not be told.
     """
 
     model: AbstractModel
@@ -46,6 +48,7 @@ class Start:
     location: dict[str, Array]
     structure: Structure
     admitted: tuple[str, ...]
+    default: Any = None
 
     @property
     def rows(self) -> dict[str, Array]:
@@ -205,7 +208,7 @@ def initial_params(
     missing = [name for name in names if name not in params]
     if missing:
         sites = model.run(batch, key, at_zero, indices).sites
-        params |= {n: sites[n].bijection.inverse(sites[n].value) for n in missing}
+        params |= {n: sites[n].known_bijection.inverse(sites[n].value) for n in missing}
     return params
 
 
@@ -229,7 +232,7 @@ def _try(
 
     def choose(site: Site) -> Array:
         if site.name in uniform and uniform[site.name].shape == site.zeros().shape:
-            value = site.bijection.forward(uniform[site.name])
+            value = site.known_bijection.forward(uniform[site.name])
         else:
             value = strategy(site, keys[site.name])
         value = jnp.asarray(value).astype(site.dtype)
@@ -239,8 +242,8 @@ def _try(
     u, full = {}, {}
     for s in structure.latents:
         site = sites[s.name]
-        u[s.name] = site.bijection.inverse(site.value).astype(s.dtype)
-        all_rows = site.bijection.inverse(given[s.name]) if s.name in given else u[s.name]
+        u[s.name] = site.known_bijection.inverse(site.value).astype(s.dtype)
+        all_rows = site.known_bijection.inverse(given[s.name]) if s.name in given else u[s.name]
         full[s.name] = _with_all_rows(all_rows.astype(s.dtype), s)
     target = Target(model, batch, key, dict(indices))
 

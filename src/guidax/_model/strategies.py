@@ -42,7 +42,7 @@ class init_to_uniform(eqx.Module):
     def __call__(self, site: Site, key: Key) -> Array:
         """Return a constrained value for the live site."""
         zero = site.zeros()
-        return site.bijection.forward(self.unconstrained(key, zero.shape, zero.dtype))
+        return site.known_bijection.forward(self.unconstrained(key, zero.shape, zero.dtype))
 
     def unconstrained(self, key: Key, shape: tuple[int, ...], dtype: DTypeLike) -> Array:
         """Return the value in unconstrained space."""
@@ -73,8 +73,8 @@ class init_to_median(eqx.Module):
         if site.sample is None:
             return init_to_uniform()(site, key)
         draws = jax.vmap(site.sample)(random.split(key, self.num_samples))
-        u = jax.vmap(site.bijection.inverse)(draws)
-        return site.bijection.forward(jnp.median(u, axis=0))
+        u = jax.vmap(site.known_bijection.inverse)(draws)
+        return site.known_bijection.forward(jnp.median(u, axis=0))
 
 
 class init_to_mean(eqx.Module):
@@ -89,7 +89,7 @@ class init_to_mean(eqx.Module):
             mean = site.mean()
         except (NotImplementedError, AttributeError):
             return fallback
-        u = site.bijection.inverse(mean)
+        u = site.known_bijection.inverse(mean)
         usable = jnp.all(jnp.isfinite(mean)) & jnp.all(jnp.isfinite(u))
         return jnp.where(usable, mean, fallback)
 
@@ -108,7 +108,7 @@ class init_to_feasible(eqx.Module):
     def __call__(self, site: Site, key: Key) -> Array:
         """Return a constrained value for the live site."""
         del key
-        return site.bijection.forward(site.zeros())
+        return site.known_bijection.forward(site.zeros())
 
 
 class init_to_value(eqx.Module):

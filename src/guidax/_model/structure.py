@@ -16,7 +16,7 @@ from .batch import Batch
 from .dependencies import Reads, dependencies
 from .model import AbstractModel, at_zero
 from .supports import support
-from .trace import Indices, LatentSpec, Site, Structure, Trace
+from .trace import Bijection, Indices, LatentSpec, Site, Structure, Trace
 
 _NEEDS_PYTHON = (
     jax.errors.ConcretizationTypeError,
@@ -100,8 +100,8 @@ def _probe(model: AbstractModel, batch: Batch, key: Key, rows: Indices) -> Struc
 def _obstacles(trace: Trace, asked: set[str]) -> Iterator[tuple[str, str]]:
     """Yield the latents that no guide can draw, and why."""
     for site in trace.of("latent").values():
-        if not site.has_bijection:
-            yield site.name, str(site.bijection)
+        if not isinstance(site.bijection, Bijection):
+            yield site.name, site.bijection or "it has no bijection"
         elif site.name not in asked:
             yield (
                 site.name,
@@ -112,7 +112,7 @@ def _obstacles(trace: Trace, asked: set[str]) -> Iterator[tuple[str, str]]:
 
 def latent_spec(site: Site) -> LatentSpec:
     """Return the static facts about a live latent, with all rows of its plates."""
-    u = jax.eval_shape(site.bijection.inverse, site.value)
+    u = jax.eval_shape(site.known_bijection.inverse, site.value)
     shape, ndim = list(u.shape), len(site.batch_shape)
     for p in site.plates:
         shape[ndim + p.dim] = p.size
@@ -142,7 +142,7 @@ def _reads(
         u = inputs["latents"]
 
         def choose(site: Site) -> Array | None:
-            return site.bijection.forward(u[site.name]) if site.name in u else None
+            return site.known_bijection.forward(u[site.name]) if site.name in u else None
 
         again = batch.with_arrays(inputs["arguments"])
         sites = model.run(again, inputs["key"], choose, rows).sites.values()

@@ -201,8 +201,11 @@ def _hull(d: Any, supports: Sequence[Constraint]) -> Constraint:
         return c.discrete(first.event_dim, "a component of the mixture has atoms")
 
     def widest(bounds: Sequence[Any], side: Side) -> Any:
+        edge = -math.inf if side == "lower" else math.inf
         if not any(map(_is_array, bounds)):
             return min(bounds) if side == "lower" else max(bounds)
+        if any(not _is_array(bound) and bound == edge for bound in bounds):
+            return edge
         return functools.reduce(jnp.minimum if side == "lower" else jnp.maximum, bounds)
 
     try:
@@ -213,7 +216,7 @@ def _hull(d: Any, supports: Sequence[Constraint]) -> Constraint:
             raise _unknown(d, f"its components have the supports {list(supports)}") from None
         lows, highs = zip(*ranges, strict=True)
         low, high = widest(lows, "lower"), widest(highs, "upper")
-        if (low, high) == (-math.inf, math.inf):
+        if not any(map(_is_array, (low, high))) and (low, high) == (-math.inf, math.inf):
             return c.real
         return c.interval(low, high)
 

@@ -204,7 +204,9 @@ def _value(site: Site, draw: Draw, *, forward: bool) -> Array | None:
             "needs a part of the guide, and in a list a DAIS part comes last."
         )
     value = draw.values[site.name]
-    return value if draw.space_of(site.name) == "constrained" else site.bijection.forward(value)
+    return (
+        value if draw.space_of(site.name) == "constrained" else site.known_bijection.forward(value)
+    )
 
 
 def site_entries(site: Site, draw: Draw) -> tuple[Array, Array]:
@@ -216,7 +218,7 @@ def site_entries(site: Site, draw: Draw) -> tuple[Array, Array]:
     log_det = jnp.zeros(())
     space = draw.space_of(site.name) if site.kind == "latent" else None
     if space == "unconstrained":
-        log_det = site.bijection.log_det(draw.values[site.name], site.value)
+        log_det = site.known_bijection.log_det(draw.values[site.name], site.value)
     if site.mask is False:
         return log_det, log_det
     total = site.log_prob(_without_padding(site)) * _scale(site) + log_det
@@ -251,12 +253,21 @@ def _term(site: Site, draw: Draw) -> tuple[Float[Array, ""], Float[Array, ""]]:
 
 
 def _without_padding(site: Site) -> Any:
-    """Put a prior draw in place of a masked observation: its NaN must not reach a gradient."""
+    """Put a prior draw in place of a masked observation: its NaN must not reach a gradient.
+
+    Raises:
+        ValueError: If the site cannot be drawn from.
+    """
     if site.mask is None or site.mask is False or site.kind != "observed":
         return site.value
     mask = jnp.broadcast_to(site.mask, site.batch_shape)
     mask = mask.reshape(mask.shape + (1,) * len(site.event_shape))
-    assert site.sample is not None
+    if site.sample is None:
+        raise ValueError(
+            f"observed site {site.name!r} is masked by an array, and a draw takes the place of a "
+            "masked entry, but its distribution has no draws: give it one that has (in an adapter, "
+            "let the gx.Site have `sample`), or take the mask off."
+        )
     inside = lax.stop_gradient(site.sample(random.key(0))).astype(jnp.result_type(site.value))
     return jnp.where(mask, site.value, inside)
 
@@ -268,5 +279,5 @@ def _instead(site: Site, draw: Draw, space: Space | None) -> Array | float:
     value, ndim = draw.values[site.name], len(site.batch_shape)
     if space == "unconstrained":
         return sum_trailing(log_normal(value), ndim)
-    u = site.bijection.inverse(value)
-    return sum_trailing(log_normal(u), ndim) - site.bijection.log_det(u, value)
+    u = site.known_bijection.inverse(value)
+    return sum_trailing(log_normal(u), ndim) - site.known_bijection.log_det(u, value)

@@ -24,7 +24,8 @@ class Plate:
     Attributes:
         name: Its name.
         size: How many rows there are.
-        dim: Its axis in the batch shape, negative.
+        dim: Its axis in the batch shape, negative; 0 where that is not known, since no site is in
+            the plate.
         rows: How many of the rows are present in this run.
     """
 
@@ -62,15 +63,16 @@ class Site:
         distribution: The live distribution, in the language of the model.
         batch_shape: Batch shape, plates included.
         event_shape: Event shape of the constrained value.
-        plates: The plates around it, outermost first.
+        plates: The plates around it, in the order of their axes.
         scale: What handlers multiply the log density by; N/B of the plates is not in it.
         mask: None, `False` for a site without log density, or an array that broadcasts to
             `batch_shape` and is false where the entry is padding.
         log_prob: Constrained value to log density of the batch shape, unscaled and unmasked.
         sample: Key to a prior draw, or None where the prior cannot be drawn from.
-        mean: The prior mean, or None where it is not known.
-        bijection: For a latent, its bijection, or the error that says why there is none.
-        contains: Value to whether it lies in the support, for latents and observations.
+        mean: Returns the prior mean, or raises NotImplementedError; None where there is none.
+        bijection: For a latent or a param, its bijection; a string says why a latent has none.
+        contains: For an observation or a param, value to whether it lies in the support or the
+            constraint, entry by entry; None where that is not known.
         dtype: Of the constrained value.
     """
 
@@ -86,7 +88,7 @@ class Site:
     log_prob: Callable[[Array], Array] | None = None
     sample: Callable[[Array], Array] | None = None
     mean: Callable[[], Array] | None = None
-    bijection: Any = None
+    bijection: Bijection | str | None = None
     contains: Callable[[Array], Array] | None = None
     dtype: Any = None
 
@@ -96,9 +98,20 @@ class Site:
         return isinstance(self.bijection, Bijection)
 
     @property
+    def known_bijection(self) -> Bijection:
+        """The bijection of a site that has one."""
+        assert isinstance(self.bijection, Bijection), self.bijection
+        return self.bijection
+
+    @property
     def is_padded(self) -> bool:
         """Whether an array masks some of its entries."""
         return self.mask is not None and self.mask is not False
+
+    @property
+    def is_scaled(self) -> bool:
+        """Whether handlers multiply its log density; by an array of ones, too."""
+        return not (isinstance(self.scale, (int, float)) and self.scale == 1)
 
     @property
     def plate_scale(self) -> float:
@@ -108,7 +121,7 @@ class Site:
     def zeros(self) -> Float[Array, "..."]:
         """Return unconstrained zeros in the shape of this run."""
         x = jax.ShapeDtypeStruct((*self.batch_shape, *self.event_shape), self.dtype)
-        u = jax.eval_shape(self.bijection.inverse, x)
+        u = jax.eval_shape(self.known_bijection.inverse, x)
         return jnp.zeros(u.shape, u.dtype)
 
 
@@ -132,7 +145,8 @@ class LatentSpec:
     Attributes:
         name: The site's name.
         shape: Unconstrained shape with all rows of every plate.
-        plates: For each plate around it, outermost first, its name and its axis in `shape`.
+        plates: For each plate around it, in the order of their axes, its name and its axis in
+            `shape`.
         dtype: Of the unconstrained value.
     """
 
@@ -148,7 +162,7 @@ class LatentSpec:
 
     @property
     def plate_names(self) -> tuple[str, ...]:
-        """Names of its plates, outermost first."""
+        """Names of its plates, in the order of their axes."""
         return tuple(name for name, _ in self.plates)
 
     def take(self, full: Array, indices: Indices) -> Array:

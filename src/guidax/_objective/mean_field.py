@@ -69,8 +69,7 @@ def _without(blocks: dict[Block, Array], names: dict[str, Array]) -> dict[Block,
 def _divergence(site: Site, loc: Array, scale: Array) -> Float[Array, ""] | None:
     """Return KL(q || prior), times N/B, where it has a closed form."""
     prior = normal_prior(site)
-    unscaled = isinstance(site.scale, (int, float)) and site.scale == 1
-    if prior is None or site.mask is not None or not unscaled:
+    if prior is None or site.mask is not None or site.is_scaled:
         return None
     mean, sd = prior
     ratio = (scale / sd) ** 2

@@ -263,7 +263,7 @@ def _unconstrained(guide: AutoGuide, batch: Batch, x: dict[str, Array]) -> dict[
     key = random.key(0)
     target = guide.target(key, batch, guide.indices(key, batch, whole=True))
     sites = target.run(Draw.of(x, "constrained"), forward=True).sites
-    return {name: sites[name].bijection.inverse(sites[name].value) for name in x}
+    return {name: sites[name].known_bijection.inverse(sites[name].value) for name in x}
 
 
 @jax.jit
@@ -271,4 +271,4 @@ def _unconstrained_params(
     model: AbstractModel, batch: Batch, values: dict[str, Any]
 ) -> dict[str, Any]:
     sites = model.run(batch, random.key(0), at_zero, dict(batch.rows)).sites
-    return {name: sites[name].bijection.inverse(x) for name, x in values.items()}
+    return {name: sites[name].known_bijection.inverse(x) for name, x in values.items()}

@@ -307,7 +307,9 @@ def _draws(density: UnconstrainedDensity, key: Key, number: int | None) -> dict[
             return draw.values
         sites = target.run(draw).sites
         return {
-            name: sites[name].bijection.inverse(x) if draw.space_of(name) == "constrained" else x
+            name: sites[name].known_bijection.inverse(x)
+            if draw.space_of(name) == "constrained"
+            else x
             for name, x in draw.values.items()
         }
 
