@@ -60,7 +60,9 @@ def to_arviz(
     - `log_likelihood`: the log density of each datum, see `gx.log_likelihood`.
     - `sample_stats`: `lp`, the log joint density; `log_q`, the guide's, in constrained space; and
       `log_weight`, their difference, the log importance weight. A guide with points has `lp` alone.
-    - `prior`, and with it `prior_predictive`: as many draws of the model without data.
+    - `prior`, and with it `prior_predictive`: as many draws of the latents from their priors, and
+      of each datum at them, given the other data too. Where one datum's distribution reads another,
+      `gx.Predictive`, with None in the place of the data, draws all of them anew.
     - `observed_data` and `constant_data`: the data, and the other arrays among the arguments.
 
     Args:
@@ -211,7 +213,7 @@ def _runs(
     batch_size: int | None,
     wanted: tuple[str, ...],
 ) -> dict[str, dict[str, Array]]:
-    """Run the model at draws, or forward where there are none."""
+    """Run the model at draws, or, where there are none, at latents drawn from their priors."""
     predicts = "posterior_predictive" in wanted if draws else "prior" in wanted
     target = Target(model, batch, key, {})
 
