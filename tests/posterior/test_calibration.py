@@ -191,6 +191,8 @@ def test_what_cannot_be_simulated_is_refused(key):
         calibrate(model, DESIGN, observe=["y"], num_draws=0)
     with pytest.raises(ValueError, match="learning_rate is a positive number"):
         calibrate(model, DESIGN, observe=["y"], learning_rate=-1.0)
+    with refused_type("learning_rate is a positive number, or a schedule; got 'fast'"):
+        calibrate(model, DESIGN, observe=["y"], learning_rate="fast")
     with refused_type("a constructor of guides"):
         guide = gx.AutoNormal(model, DESIGN, y, key=key)
         gx.calibrate(key, guide, model, DESIGN, observe=["y"], steps=1)

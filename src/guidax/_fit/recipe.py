@@ -139,21 +139,7 @@ def make_recipe(
     schedule = learning_rate if callable(learning_rate) else None
     if schedule is not None or learning_rate is None:
         learning_rate = guide.learning_rate if optimizer is None else DEFAULT_RATE
-    if is_traced(learning_rate):
-        rate = jnp.asarray(learning_rate).astype(float)  # it may be weakly typed
-    else:
-        try:
-            number = np.asarray(learning_rate, jnp.result_type(float))
-        except (TypeError, ValueError):
-            raise TypeError(
-                f"learning_rate is a positive number, or a schedule; got {learning_rate!r}."
-            ) from None
-        if number.ndim or not 0 < float(number) < np.inf:
-            raise ValueError(
-                "learning_rate is a positive number, or a schedule (a function of the step); got "
-                f"{learning_rate}."
-            )
-        rate = from_host(number)  # checked before: under jit its value is hidden
+    rate = as_rate(learning_rate)
     trained = _trained(guide, trainable)
     recipe = Recipe(
         Static(optimizer),
@@ -165,6 +151,30 @@ def make_recipe(
         on_nonfinite,
     )
     return recipe, rate
+
+
+def as_rate(learning_rate: Any) -> Float[Array, ""]:
+    """Return a learning rate that is a number.
+
+    Raises:
+        TypeError: If it is none.
+        ValueError: If it is not positive, not finite, or an array with axes.
+    """
+    if is_traced(learning_rate):
+        rate = jnp.asarray(learning_rate).astype(float)  # it may be weakly typed
+    else:
+        try:
+            rate = np.asarray(learning_rate, jnp.result_type(float))
+        except (TypeError, ValueError):
+            raise TypeError(
+                f"learning_rate is a positive number, or a schedule; got {learning_rate!r}."
+            ) from None
+    if rate.ndim or not (is_traced(rate) or 0 < float(rate) < np.inf):
+        raise ValueError(
+            "learning_rate is a positive number, or a schedule (a function of the step); got "
+            f"{learning_rate}."
+        )
+    return from_host(rate) if isinstance(rate, np.ndarray) else rate
 
 
 def _as_transformation(optimizer: Any) -> Any:

@@ -17,7 +17,7 @@ from jax.scipy.stats import rankdata
 from jaxtyping import Array, Float, Int
 
 from .._fit.fit import fit
-from .._fit.recipe import Optimizer, Schedule
+from .._fit.recipe import Optimizer, Schedule, as_rate
 from .._guide.guide import AutoGuide
 from .._model.batch import Batch, as_batch, options_of
 from .._model.model import AbstractModel
@@ -264,7 +264,7 @@ def calibrate(
         objective=objective,
         forward_mode=forward_mode,
     )
-    rate = None if learning_rate is None or callable(learning_rate) else _rate(learning_rate)
+    rate = None if learning_rate is None or callable(learning_rate) else as_rate(learning_rate)
     return _calibrate(plan, key, model, batch, rate)
 
 
@@ -341,13 +341,3 @@ def _require_simulable(model: AbstractModel, batch: Batch, observe: tuple[str, .
                 f"plate {p.name!r} holds {p.rows} of {p.size} rows: simulated data have all of "
                 "them, so write the model without subsample_size for a calibration."
             )
-
-
-def _rate(learning_rate: Any) -> Float[Array, ""]:
-    rate = jnp.asarray(learning_rate, float)
-    if rate.ndim or not (is_traced(rate) or 0 < float(rate) < np.inf):
-        raise ValueError(
-            "learning_rate is a positive number, or a schedule (a function of the step); got "
-            f"{learning_rate}."
-        )
-    return rate
