@@ -183,6 +183,12 @@ def test_what_cannot_be_simulated_is_refused(key):
         calibrate(model, DESIGN, observe=["y", "z"])
     with pytest.raises(ValueError, match="at least one and not all"):
         calibrate(model, DESIGN, observe=[])
+    with pytest.raises(ValueError, match=r"each site once; got \['y', 'y'\]"):
+        calibrate(model, DESIGN, observe=["y", "y"])
+    with pytest.raises(ValueError, match=r"at\(data=...\) says which rows data hold"):
+        calibrate(model, gx.Batch(DESIGN).at(data=np.arange(4)), observe=["y"])
+    with pytest.raises(ValueError, match=r"at\(nope=...\) names no plate"):
+        calibrate(model, gx.Batch(DESIGN).at(nope=np.array([99])), observe=["y"])
     with refused_type("a list of names"):
         calibrate(model, DESIGN, observe="y")
     with pytest.raises(ValueError, match="num_replications is at least 1"):

@@ -20,6 +20,7 @@ from .._fit.fit import fit
 from .._fit.recipe import Optimizer, Schedule, as_rate
 from .._guide.guide import AutoGuide
 from .._model.batch import Batch, as_batch, options_of
+from .._model.indices import check_rows
 from .._model.model import AbstractModel
 from .._model.program import as_model
 from .._model.static import Static
@@ -214,7 +215,7 @@ def calibrate(
         constructor: Makes a guide, called as `constructor(model, batch, key=key)`: a class, or a
             `functools.partial` of one.
         model: A model: a callable in the model language, or what an adapter returns.
-        *args: The model's arguments without the data, or one `gx.Batch`.
+        *args: The model's arguments without the data, or one `gx.Batch`; all rows, without `at`.
         observe: Names of the sites that are data.
         steps: How many steps each fit takes. Too few count against the guide.
         num_replications: How many data sets.
@@ -232,9 +233,10 @@ def calibrate(
 
     Raises:
         TypeError: If an argument is of the wrong kind, or the model's arguments do not fit it.
-        ValueError: If `observe` names no unobserved site or all of them, if the model has
-            parameters that are fitted, a plate that holds some of its rows, or a latent without a
-            prior that can be drawn from, or if a number is not positive.
+        ValueError: If `observe` names no unobserved site or all of them, or one twice, if the model
+            has parameters that are fitted, a plate that holds some of its rows, or a latent without
+            a prior that can be drawn from, if the batch says which rows it holds, or if a number is
+            not positive.
 
     Source: Talts et al. 2018, "Validating Bayesian inference algorithms with simulation-based
     calibration", algorithm 1; Yao et al. 2018, "Yes, but did it work? Evaluating variational
@@ -250,6 +252,12 @@ def calibrate(
         raise TypeError(f"observe takes a list of names; got {observe!r}.")
     model = as_model(model)
     batch = as_batch(model, args, kwargs, options_of(calibrate))
+    check_rows(model, batch)
+    if batch.rows:
+        raise ValueError(
+            f"at({', '.join(f'{name}=...' for name in batch.rows)}) says which rows data hold, but "
+            "simulated data have all of them: leave it out."
+        )
     names = tuple(observe)
     _require_simulable(model, batch, names)
     plan = _Plan(
@@ -324,6 +332,8 @@ def _require_simulable(model: AbstractModel, batch: Batch, observe: tuple[str, .
             f"observe names {unknown}, which the model does not draw on these arguments: leave "
             f"their data out, as y=None. It draws {sorted(latents)}."
         )
+    if len({*observe}) < len(observe):
+        raise ValueError(f"observe names each site once; got {list(observe)}.")
     if not observe or latents == set(observe):
         raise ValueError(
             "observe names the sites that are data, at least one and not all of those that the "
