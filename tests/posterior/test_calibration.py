@@ -134,9 +134,10 @@ def test_a_numpyro_model_with_discrete_data_and_a_laplace_guide():
     assert calibration.reading.startswith("300 fits: no miscalibration")
 
 
-def from_ranks(ranks, num_draws=99):
+def from_ranks(ranks, num_draws=99, is_finite=True):
     ranks = jnp.asarray(ranks)
-    return gx.Calibration({"z": ranks}, -jnp.ones(len(ranks), int), num_draws)
+    is_finite = jnp.full(len(ranks), True) & jnp.asarray(is_finite)
+    return gx.Calibration({"z": ranks}, -jnp.ones(len(ranks), int), is_finite, num_draws)
 
 
 def test_p_values_are_those_of_scipy():
@@ -172,6 +173,41 @@ def test_readings(a, b, words):
     ranks = rng.integers(0, 100, size=(500, 2))
     ranks[:, 1] = rng.binomial(99, rng.beta(a, b, size=500))
     assert words in from_ranks(ranks).reading, from_ranks(ranks).reading
+
+
+def half_broken(potential, z):
+    """No Hessian where the mode is negative."""
+    return jnp.where(z[0] < 0, jnp.nan, jax.hessian(potential)(z))
+
+
+def test_fits_whose_draws_are_not_finite_are_left_out():
+    """No step is to blame: it is the Hessian at the mode."""
+    make = functools.partial(gx.AutoLaplaceApproximation, hessian_fn=half_broken)
+    settings = options | {"objective": gx.ELBO(), "num_replications": 40}
+    calibration = gx.calibrate(random.key(0), make, model, DESIGN, **settings)
+    assert jnp.all(calibration.first_bad_step == -1)
+    lost = int(jnp.sum(~calibration.is_finite))
+    assert 5 < lost < 35
+    kept = np.asarray(calibration.is_finite)
+    alone = from_ranks(calibration.ranks["z"][kept])
+    bins = 2
+    np.testing.assert_allclose(calibration.uniformity(bins)["z"], alone.uniformity(bins)["z"])
+    np.testing.assert_allclose(calibration.symmetry()["z"], alone.symmetry()["z"], rtol=1e-5)
+    assert f" {lost} have draws that are not finite, and are left out." in calibration.reading
+
+
+def test_no_verdict_rests_on_draws_that_are_not_finite():
+    ranks = np.where(np.arange(500) < 100, 0, np.random.default_rng(0).integers(0, 100, size=500))
+    assert "not uniform" in from_ranks(ranks).reading
+    kept = from_ranks(ranks, is_finite=np.arange(500) >= 100)
+    assert kept.reading.startswith("500 fits: no miscalibration to be seen in 2 tests. 100 have")
+    assert "none of them has draws" in from_ranks(ranks, is_finite=False).reading
+
+
+def test_a_site_without_entries_is_not_tested():
+    ranks = {"z": jnp.arange(100), "none": jnp.zeros((100, 0), int)}
+    empty = gx.Calibration(ranks, -jnp.ones(100, int), jnp.full(100, True), 99)
+    assert empty.reading == "100 fits: no miscalibration to be seen in 2 tests."
 
 
 def test_what_cannot_be_simulated_is_refused(key):

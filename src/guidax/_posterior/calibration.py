@@ -14,7 +14,7 @@ import numpy as np
 from jax import random
 from jax.scipy.special import erfc, gammaincc
 from jax.scipy.stats import rankdata
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from .._fit.fit import fit
 from .._fit.recipe import Optimizer, Schedule, as_rate
@@ -25,7 +25,7 @@ from .._model.model import AbstractModel
 from .._model.program import as_model
 from .._model.static import Static
 from .._model.structure import describe
-from .._numerics import is_traced, map_at_a_time
+from .._numerics import all_finite, is_traced, map_at_a_time
 from .._objective.base import AbstractObjective
 from .._objective.elbo import ELBO
 from .._types import Key, positive, positive_or_none, require_key
@@ -44,11 +44,14 @@ class Calibration(eqx.Module):
         ranks: Site to how many draws lie below the true value, of shape `(replications, *site)`;
             of draws that equal it, a random number counts.
         first_bad_step: Of each fit, the first step that was not finite, or -1.
+        is_finite: Of each fit, whether its draws and true values are all finite. Where they are
+            not, ranks say nothing, and the tests leave them out.
         num_draws: How many draws each true value was compared with.
     """
 
     ranks: dict[str, Int[Array, "replications ..."]]
     first_bad_step: Int[Array, " replications"]
+    is_finite: Bool[Array, " replications"]
     num_draws: int = eqx.field(static=True)
 
     @property
@@ -79,10 +82,11 @@ class Calibration(eqx.Module):
         """
         bins, levels = self._bins(num_bins), self.num_draws + 1
         widths = np.bincount(np.arange(levels) * bins // levels)
-        expected = self.num_replications * widths / levels
+        expected = jnp.sum(self.is_finite) * widths / levels
 
         def test(ranks: Int[Array, "replications ..."]) -> Float[Array, "..."]:
             held = (ranks * bins // levels)[..., None] == jnp.arange(bins)
+            held = held & self._kept(held)
             off = jnp.sum(held, axis=0) - expected
             return gammaincc((bins - 1) / 2, jnp.sum(off**2 / expected, axis=-1) / 2)
 
@@ -103,7 +107,9 @@ class Calibration(eqx.Module):
 
         def test(ranks: Int[Array, "replications ..."]) -> Float[Array, "..."]:
             off = ranks - self.num_draws / 2
-            order = jnp.where(off == 0, 0.0, rankdata(jnp.abs(off), axis=0))
+            kept = self._kept(off)
+            order = rankdata(jnp.where(kept, jnp.abs(off), jnp.inf), axis=0)
+            order = jnp.where(kept & (off != 0), order, 0.0)
             z = jnp.sum(jnp.sign(off) * order, axis=0) / jnp.sqrt(jnp.sum(order**2, axis=0))
             return erfc(jnp.abs(z) / np.sqrt(2))
 
@@ -123,15 +129,23 @@ class Calibration(eqx.Module):
                 "reading needs values, which are not known inside a transformation: return the "
                 "calibration, and read it outside."
             )
+        lost = self.num_replications - int(jnp.sum(self.is_finite))
+        if lost == self.num_replications:
+            return f"{lost} fits: none of them has draws that are all finite."
         spread, side = self.uniformity(), self.symmetry()
         tests = 2 * sum(p.size for p in spread.values())
         found = []
+        kept = np.asarray(self.is_finite)
         for name, ranks in self.ranks.items():
+            if not spread[name].size:
+                continue
             p = float(min(jnp.min(spread[name]), jnp.min(side[name])))
             if p * tests < _SIGNIFICANT:
-                found.append(f"{name!r} ({self._fault(np.asarray(ranks), spread, side, name)})")
+                fault = self._fault(np.asarray(ranks)[kept], spread, side, name)
+                found.append(f"{name!r} ({fault})")
         bad = int(jnp.sum(self.first_bad_step >= 0))
         failed = f" {bad} fits met a number that was not finite." if bad else ""
+        failed += f" {lost} have draws that are not finite, and are left out." if lost else ""
         return f"{self.num_replications} fits: " + (
             f"ranks are not uniform for {', '.join(found)}.{failed}"
             if found
@@ -149,6 +163,10 @@ class Calibration(eqx.Module):
         if float(spread[name][where]) < _SIGNIFICANT:
             faults.append("too narrow" if ((u - u.mean()) ** 2).mean() > 1 / 12 else "too wide")
         return f"{' and '.join(faults)}, p {float(p[where]):.1g}"
+
+    def _kept(self, x: Array) -> Bool[Array, "..."]:
+        """Return which replications count, with as many axes as `x`."""
+        return self.is_finite.reshape(-1, *(1,) * (x.ndim - 1))
 
     def _bins(self, num_bins: int | None) -> int:
         levels = self.num_draws + 1
@@ -280,7 +298,7 @@ def calibrate(
 def _calibrate(
     plan: _Plan, key: Key, model: AbstractModel, batch: Batch, rate: Float[Array, ""] | None
 ) -> Calibration:
-    def one(key: Key) -> tuple[dict[str, Array], Array]:
+    def one(key: Key) -> tuple[dict[str, Array], Array, Array]:
         keys = random.split(key, 5)
         truth, data = simulate(model, keys[0], batch, plan.observe)
         observed, given = Simulated(model, plan.observe), Batch(data, batch)
@@ -305,11 +323,13 @@ def _calibrate(
             name: _rank(k, truth[name], draws[name])
             for name, k in zip(truth, tie_keys, strict=True)
         }
-        return ranks, result.first_bad_step
+        return ranks, result.first_bad_step, all_finite((truth, draws))
 
     keys = random.split(key, plan.num_replications)
-    ranks, first_bad_step = map_at_a_time(one, keys, plan.num_replications, plan.batch_size)
-    return Calibration(ranks, first_bad_step, plan.num_draws)
+    ranks, first_bad_step, is_finite = map_at_a_time(
+        one, keys, plan.num_replications, plan.batch_size
+    )
+    return Calibration(ranks, first_bad_step, is_finite, plan.num_draws)
 
 
 def _rank(key: Key, truth: Array, draws: Array) -> Int[Array, "..."]:
