@@ -165,6 +165,21 @@ def test_a_nearly_exact_fit_is_not_blamed_for_the_shape_of_its_tail(key):
     assert "misses the posterior" in far.reading
 
 
+def test_nothing_is_drawn_by_weights_that_are_not_there(key):
+    """Any draw would look like one of the posterior's."""
+    diagnosis = gx.diagnose(key, guide_with(TARGET, 1.0), num_samples=30)
+    weights = jnp.full(30, jnp.nan)
+    khat = jnp.asarray(jnp.nan)
+    lost = dataclasses.replace(
+        diagnosis, khat=khat, log_weights=weights, smoothed_log_weights=weights
+    )
+    with pytest.raises(ValueError, match="no weights to draw by: no k-hat: 30 of 30 log weights"):
+        lost.resample(key, 5)
+    resample = jax.jit(lambda diagnosis: diagnosis.resample(key, 5))
+    assert jnp.all(jnp.isnan(resample(lost)["x"]))
+    assert distance(resample(diagnosis), diagnosis.resample(key, 5)) == 0.0
+
+
 def test_a_reading_counts_what_is_no_weight():
     assert "7 of 7 log weights are NaN or inf" in read(np.nan, 7, log_weights=np.nan)
 

@@ -102,19 +102,27 @@ class Diagnosis(eqx.Module):
             num_samples: How many.
 
         Returns:
-            Site to draws.
+            Site to draws. Inside a transformation they are NaN where the weights are.
 
         Raises:
             TypeError: If no random key comes first, or `num_samples` is no integer.
-            ValueError: If `num_samples` is less than 1, or if this diagnosis was made under
-                `jax.vmap`: take one member out.
+            ValueError: If `num_samples` is less than 1, if the weights are NaN, or if this
+                diagnosis was made under `jax.vmap`: take one member out.
         """
         require_key("resample", key)
         self._require_one()
         number = positive("num_samples", num_samples)
         weights = jnp.exp(self.smoothed_log_weights)
+        has_weights = jnp.all(jnp.isfinite(weights))
+        if not is_traced(has_weights) and not has_weights:
+            raise ValueError(f"there are no weights to draw by: {self._verdict()}")
         chosen = random.choice(key, self.num_samples, (number,), p=weights)
-        return {name: x[chosen] for name, x in self.draws.items()}
+
+        def drawn(x: Array) -> Array:
+            can_tell = jnp.issubdtype(x.dtype, jnp.inexact)
+            return jnp.where(has_weights, x[chosen], jnp.nan) if can_tell else x[chosen]
+
+        return {name: drawn(x) for name, x in self.draws.items()}
 
     @property
     def on_what(self) -> str:
