@@ -180,6 +180,16 @@ def test_nothing_is_drawn_by_weights_that_are_not_there(key):
     assert distance(resample(diagnosis), diagnosis.resample(key, 5)) == 0.0
 
 
+def test_a_draw_of_no_weight_may_be_infinite(key):
+    diagnosis = gx.diagnose(key, guide_with(TARGET, 1.0), num_samples=30)
+    weights = jnp.full(30, -jnp.log(29.0)).at[3].set(-jnp.inf)
+    draws = {"x": diagnosis.draws["x"].at[3].set(jnp.inf)}
+    one_out = dataclasses.replace(diagnosis, smoothed_log_weights=weights, draws=draws)
+    others = np.delete(np.asarray(diagnosis.draws["x"]), 3)
+    np.testing.assert_allclose(one_out.mean()["x"], others.mean(), rtol=1e-5)
+    np.testing.assert_allclose(one_out.std()["x"], others.std(), rtol=1e-5)
+
+
 def test_a_reading_counts_what_is_no_weight():
     assert "7 of 7 log weights are NaN or inf" in read(np.nan, 7, log_weights=np.nan)
 

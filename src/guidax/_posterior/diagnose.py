@@ -325,5 +325,6 @@ def _require_density(guide: AutoGuide, draw: Draw) -> None:
 
 
 def _mean(weights: Float[Array, " draws"], x: Array) -> Array:
-    """Return the weighted mean over the first axis."""
-    return jnp.tensordot(weights, x, axes=(0, 0))
+    """Return the weighted mean over the first axis. A draw of no weight may hold anything."""
+    counts = (weights != 0).reshape(-1, *(1,) * (x.ndim - 1))
+    return jnp.tensordot(weights, jnp.where(counts, x, jnp.zeros_like(x)), axes=(0, 0))
