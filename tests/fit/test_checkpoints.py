@@ -386,7 +386,11 @@ def test_functions_count_by_what_they_hold(plain):
         assert re.search(message, "; ".join(differences(one, other)))
         assert json.loads(json.dumps(one, allow_nan=False)) == one
     pairs = [
-        (lambda step: 0.5, lambda step: 0.3, r"floats\[0\] is 0.5 in the file and 0.3 here"),
+        (lambda step: 0.5, lambda step: 0.3, r"numbers\[0\] is 0.5 in the file and 0.3 here"),
+        (lambda step: step < 500, lambda step: step < 5, r"numbers\[0\] is 500 .* and 5 here"),
+        (lambda step: (1, 2, 3), lambda step: (1, 2, 4), r"numbers\[2\] is 3 .* and 4 here"),
+        (lambda s: lambda t: 0.5, lambda s: lambda t: 0.3, r"numbers\[0\] is 0.5 .* and 0.3 here"),
+        (lambda s: [0.1, 0.2], lambda s: [0.2, 0.1], r"numbers\[0\] is 0.1 .* and 0.2 here"),
         (slow, fast, "locals>.slow' in the file and .*locals>.fast' here"),
         (optax.adam, optax.sgd, "'adam' in the file and 'sgd' here"),
     ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import dis
 import functools
 import math
 import types
@@ -33,8 +34,9 @@ def describe(x: Any) -> Any:
 
     Static arrays count by content. A model counts by its type and its parameters alone, and a
     function not at all: they come from the program. The functions in the options of a fit
-    (optimizer, schedule, objective) count by name, by what they close over and by the floats
-    written in them, as far as Python shows that.
+    (optimizer, schedule, objective) count by name, by what they close over and by the numbers
+    written in them and in functions inside of them, as far as Python shows that. Another version of
+    Python may fold constants in another way, and so take the same function for another one.
     """
     return _describe(x, constant=False, functions=False, above=())
 
@@ -169,8 +171,8 @@ def _function(x: Any, go: Any) -> Any:
         return name
     go = functools.partial(go, constant=True)
     found = {}
-    if floats := [c for c in code.co_consts if isinstance(c, float)]:
-        found["floats"] = go(floats)
+    if numbers := [*_numbers(code)]:
+        found["numbers"] = go(numbers)
     if defaults := (*(x.__defaults__ or ()), *(x.__kwdefaults__ or {}).values()):
         found["defaults"] = go(defaults)
     for variable, cell in zip(code.co_freevars, x.__closure__ or (), strict=True):
@@ -179,6 +181,24 @@ def _function(x: Any, go: Any) -> Any:
         except ValueError:  # a variable that is not set
             found[variable] = None
     return {"function": name} | found if found else name
+
+
+def _numbers(code: types.CodeType) -> Iterator[int | float]:
+    """Yield the numbers that a function loads, and functions inside of it, in their order."""
+    for step in dis.get_instructions(code):
+        # Python 3.14 keeps small integers in the instruction, so co_consts does not hold them.
+        if step.opcode in dis.hasconst or step.opname == "LOAD_SMALL_INT":
+            yield from _numbers_of(step.argval)
+
+
+def _numbers_of(constant: Any) -> Iterator[int | float]:
+    if isinstance(constant, types.CodeType):
+        yield from _numbers(constant)
+    elif isinstance(constant, tuple):
+        for each in constant:
+            yield from _numbers_of(each)
+    elif isinstance(constant, (int, float)) and not isinstance(constant, bool):
+        yield constant
 
 
 def _content(x: Any) -> Any:
