@@ -10,6 +10,7 @@ import pytest
 
 import guidax as gx
 from assertions import identical
+from guidax._model.program import as_model
 
 Y = jnp.asarray([1.0, 2.0, 0.5, 3.0], float)
 OPTIONS = {"optimizer": optax.adam, "learning_rate": 0.1, "progress": False}
@@ -78,6 +79,25 @@ def test_the_error_of_a_progress_function_does_too(policy, guide, key):
     assert 5 <= taken < 3000
     whole = gx.fit(key, guide, Y, steps=3000, **OPTIONS, on_nonfinite=policy)
     assert identical(caught.value.result.losses, whole.losses[:taken])
+
+
+def test_an_error_of_the_step_itself_is_the_one_that_is_raised(key):
+    """Its state is donated to it, and gone."""
+
+    def refuse(x):
+        raise OSError("no such table")
+
+    def called_back(y):
+        x = gx.sample("x", distrax.Normal(jnp.zeros(()), 1.0))
+        with gx.plate("data", 8, subsample_size=4):
+            y = jax.pure_callback(refuse, jax.ShapeDtypeStruct(y.shape, y.dtype), y)
+            gx.sample("y", distrax.Normal(x, 1.0), obs=y)
+
+    family = gx.AutoNormal(model, Y, key=key)
+    guide = gx.AutoGuide(as_model(called_back), family.family, family.structure)
+    with pytest.raises(Exception, match="no such table") as caught:
+        gx.fit(key, guide, batches=lambda step: gx.Batch(Y), steps=20, **OPTIONS)
+    assert not hasattr(caught.value, "result")
 
 
 def test_there_may_be_nothing_to_hold(guide, key):

@@ -155,6 +155,8 @@ class Batches(AbstractSource):
                     self._recent, held = {}, 0
             jax.block_until_ready(losses)
         except BaseException as error:
+            if any(x.is_deleted() for x in jax.tree.leaves(moving)):
+                raise  # of the step itself, to which the state was donated: nothing is left to keep
             self._error = error
         return moving, np.concatenate(jax.device_get(losses)) if losses else no_losses()
 
