@@ -106,7 +106,7 @@ class AutoGuide(eqx.Module):
         options = options_of(AutoGuide.sample_posterior)
         batch, names = self._request(args, kwargs, options, sites)
         shape = _shape(sample_shape)
-        guide, size = self._settled(batch), positive_or_none("batch_size", batch_size)
+        guide, size = self.settled(batch), positive_or_none("batch_size", batch_size)
         return evaluate.sample(guide, key, batch, shape, names, size)[0]
 
     def sample_and_log_prob(
@@ -133,7 +133,7 @@ class AutoGuide(eqx.Module):
         options = options_of(AutoGuide.sample_and_log_prob)
         batch, names = self._request(args, kwargs, options, sites)
         shape = _shape(sample_shape)
-        guide, size = self._settled(batch), positive_or_none("batch_size", batch_size)
+        guide, size = self.settled(batch), positive_or_none("batch_size", batch_size)
         return evaluate.sample(guide, key, batch, shape, names, size)
 
     def log_prob(
@@ -158,7 +158,7 @@ class AutoGuide(eqx.Module):
                 arguments are left out that are needed.
         """
         batch, _ = self._request(args, kwargs, options_of(AutoGuide.log_prob), self._held)
-        return evaluate.log_prob(self._settled(batch), latents, batch)
+        return evaluate.log_prob(self.settled(batch), latents, batch)
 
     def median(
         self,
@@ -177,7 +177,7 @@ class AutoGuide(eqx.Module):
         """
         batch, names = self._request(args, kwargs, options_of(AutoGuide.median), None)
         key, number = key_or_fixed("median", key), positive("num_samples", num_samples)
-        level, guide = jnp.asarray(0.5, float), self._settled(batch)
+        level, guide = jnp.asarray(0.5, float), self.settled(batch)
         return evaluate.quantiles(guide, level, key, batch, names, number)
 
     def quantiles(
@@ -213,7 +213,7 @@ class AutoGuide(eqx.Module):
         """
         batch, names = self._request(args, kwargs, options_of(AutoGuide.quantiles), None)
         key, number = key_or_fixed("quantiles", key), positive("num_samples", num_samples)
-        levels, guide = _levels(q), self._settled(batch)
+        levels, guide = _levels(q), self.settled(batch)
         return evaluate.quantiles(guide, levels, key, batch, names, number)
 
     def param_values(self, /, *args: Any, **kwargs: Any) -> dict[str, Any]:
@@ -294,7 +294,7 @@ class AutoGuide(eqx.Module):
         """Return the plates of the model on these arguments."""
         return describe(self.model, batch, random.key(0)).plates
 
-    def _settled(self, batch: Batch) -> AutoGuide:
+    def settled(self, batch: Batch) -> AutoGuide:
         """Return the guide that draws: another one where curvature takes the place of training."""
         del batch
         return self
@@ -387,7 +387,7 @@ class AutoContinuous(AutoGuide):
         family = self.family
         if self.family.reads_batch or args or kwargs:
             batch, _ = self._request(args, kwargs, frozenset(), ())
-            family = self._settled(batch).family
+            family = self.settled(batch).family
         assert isinstance(family, AbstractFlat)
         return family
 

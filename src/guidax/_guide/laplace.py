@@ -89,9 +89,9 @@ class AutoLaplaceApproximation(AutoContinuous):
                 scales are NaN instead.
         """
         batch, _ = self._request(args, kwargs, options_of(AutoLaplaceApproximation.laplace), None)
-        return self._settled(batch)
+        return self.settled(batch)
 
-    def _settled(self, batch: Batch) -> AutoMultivariateNormal:
+    def settled(self, batch: Batch) -> AutoMultivariateNormal:
         assert isinstance(self.family, LaplacePoint)
         family = normal_at(self, self.family, batch, {})
         start = Start(

@@ -180,12 +180,12 @@ class AutoGuideList(AutoGuide):
         batch, _ = self._request(args, kwargs, options_of(AutoGuideList.laplace), None)
         if not self._has_laplace():
             raise ValueError("the list has no Laplace parts to put normals in the place of.")
-        return self._settled(batch)
+        return self.settled(batch)
 
     def _has_laplace(self) -> bool:
         return any(isinstance(leaf, LaplacePoint) for leaf in leaves(self.family))
 
-    def _settled(self, batch: Batch) -> AutoGuideList:
+    def settled(self, batch: Batch) -> AutoGuideList:
         missing = {s.name for s in self.structure.latents} - {s.name for s in self.family.sites}
         if missing:
             raise ValueError(

@@ -272,7 +272,7 @@ def diagnose(
     number = positive("num_samples", num_samples)
     at_a_time = positive_or_none("batch_size", batch_size)
     batch = guide.admit(as_batch(guide.model, args, kwargs, options_of(diagnose)))
-    return _diagnose(guide._settled(batch), key, batch, number, at_a_time)
+    return _diagnose(guide.settled(batch), key, batch, number, at_a_time)
 
 
 @functools.partial(jax.jit, static_argnames=("num_samples", "batch_size"))

@@ -94,7 +94,7 @@ class UnconstrainedDensity(AbstractSamplerDensity[dict[str, Array]]):
     batch: Batch
 
     def __init__(self, guide: AutoGuide, /, *args: Any, **kwargs: Any):
-        self.guide, self.batch = _settled(guide, args, kwargs)
+        self.guide, self.batch = _guide_and_batch(guide, args, kwargs)
 
     def log_density(self, position: dict[str, Array]) -> Float[Array, ""]:
         """Return the log joint density of a position, log-Jacobians included."""
@@ -202,7 +202,7 @@ class NeuTraDensity(AbstractSamplerDensity[Array]):
     batch: Batch
 
     def __init__(self, guide: AutoGuide, /, *args: Any, **kwargs: Any):
-        self.guide, self.batch = _settled(guide, args, kwargs)
+        self.guide, self.batch = _guide_and_batch(guide, args, kwargs)
         if not isinstance(self.guide.family, AbstractFlat):
             raise TypeError(
                 f"{type(guide).__name__} has no map from noise to the latents. Take a guide over "
@@ -251,13 +251,15 @@ class NeuTraDensity(AbstractSamplerDensity[Array]):
 _WHAT = "a sampler moves in"
 
 
-def _settled(guide: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[AutoGuide, Batch]:
+def _guide_and_batch(
+    guide: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[AutoGuide, Batch]:
     """Return the guide that draws and the arguments, if they hold all rows."""
     if not isinstance(guide, AutoGuide):
         raise TypeError(f"a density for samplers takes a guide; got {type(guide).__name__}.")
     batch = guide.admit(as_batch(guide.model, args, kwargs))
     jax.eval_shape(lambda g, b: whole_indices(g, random.key(0), b, _WHAT), guide, batch)
-    return guide._settled(batch), batch
+    return guide.settled(batch), batch
 
 
 def _over_axes(function: Any, ndim: int) -> Any:
