@@ -3,8 +3,10 @@
 import functools
 import sys
 import warnings
+from typing import Any
 
 import distrax
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,7 +17,9 @@ from tensorflow_probability.substrates.jax import distributions as tfd
 
 import guidax as gx
 from assertions import refused_type
+from guidax._family.base import AbstractFamily
 from guidax._model.program import as_model
+from guidax._model.target import Draw
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # ArviZ 0.23 announces version 1
@@ -250,6 +254,29 @@ def test_models_without_prior_or_data(key):
         gx.to_arviz(key, guide, groups=["prior"])
     with pytest.raises(ValueError, match="no group 'log_likelihood': the model observes no data"):
         gx.to_arviz(key, guide, groups=["log_likelihood"])
+
+
+class OwnPoint(AbstractFamily):
+    """A family of a user's own that draws a point."""
+
+    loc: Any
+    sites: Any = eqx.field(static=True)
+
+    def draw(self, key, target):
+        return Draw.of(self.loc, "point")
+
+
+def test_a_family_of_ones_own_that_draws_points(key):
+    def model():
+        gx.sample("z", tfd.LogNormal(jnp.zeros(()), 1.0))
+
+    plain = gx.AutoDelta(model, key=key)
+    family = OwnPoint(loc=plain.family.loc, sites=plain.family.sites)
+    guide = gx.AutoGuide(plain.model, family, plain.structure)
+    tree = gx.to_arviz(key, guide, num_samples=2, groups=["sample_stats"])
+    assert set(group(tree, "sample_stats").data_vars) == {"lp"}
+    with pytest.raises(TypeError, match=r"draws the sites \['z'\] as points"):
+        gx.diagnose(key, guide)
 
 
 def test_a_few_draws_at_a_time(key):

@@ -21,6 +21,7 @@ from .._model.target import Draw
 from .._numerics import is_traced, map_at_a_time
 from .._types import Key, positive, positive_or_none, require_key
 from .pareto import smooth
+from .point_sites import points_of
 from .whole import whole_indices
 
 _CLOSE, _COVERS, _HAS_MEAN = 0.5, 0.7, 1.0  # of k-hat
@@ -315,8 +316,7 @@ def _diagnose(
 
 def _require_density(guide: AutoGuide, draw: Draw) -> None:
     """Refuse sites that are drawn as points, found while tracing."""
-    dense = {name for block in draw.log_q for name in block.sites}
-    if points := sorted(draw.values.keys() - dense):
+    if points := points_of(draw):
         raise TypeError(
             f"{type(guide).__name__} draws the sites {points} as points, which have no density, so "
             "their draws have no weights. Diagnose a guide that spreads, such as gx.AutoNormal; "

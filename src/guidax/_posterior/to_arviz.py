@@ -13,8 +13,6 @@ from jax import random
 from jax.typing import ArrayLike
 from jaxtyping import Array
 
-from .._family.point import Point
-from .._family.product import leaves
 from .._guide.guide import AutoGuide
 from .._model.batch import Batch, as_batch, options_of
 from .._model.messages import broadcast_sample
@@ -25,6 +23,7 @@ from .._numerics import is_inside
 from .._types import Key, positive, positive_or_none, require_key
 from .labelled import Labels, Layout, is_datum, lay_out, named_arrays, without
 from .log_likelihood import entries_of
+from .point_sites import points_drawn
 from .runs import check_batch, over_draws
 
 GROUPS = (
@@ -118,8 +117,9 @@ def to_arviz(
         "posterior_predictive": at_draws.pop("predictive"),
         **at_draws,
     }
-    if "sample_stats" in wanted:
-        found["sample_stats"] = _stats(guide, at_draws["sample_stats"]["lp"], log_q)
+    if "sample_stats" in wanted and not points_drawn(guide, guide.admit(batch)):
+        log_p = found["sample_stats"]["lp"]
+        found["sample_stats"] |= {"log_q": log_q, "log_weight": log_p - log_q}
     if "prior" in wanted:
         forward = _runs(guide.model, {}, keys[3], batch, size, at_once, wanted)
         found["prior"] = forward["latent"] | forward["deterministic"]
@@ -195,12 +195,6 @@ def _wanted(
             if group in impossible:
                 raise ValueError(f"there is no group {group!r}: {impossible[group]}.")
     return tuple(g for g in GROUPS if g in asked and g not in impossible)
-
-
-def _stats(guide: AutoGuide, log_p: Array, log_q: Array) -> dict[str, Array]:
-    if any(isinstance(family, Point) for family in leaves(guide.family)):
-        return {"lp": log_p}
-    return {"lp": log_p, "log_q": log_q, "log_weight": log_p - log_q}
 
 
 @functools.partial(jax.jit, static_argnames=("num_samples", "batch_size", "wanted"))
