@@ -256,6 +256,23 @@ def test_models_without_prior_or_data(key):
         gx.to_arviz(key, guide, groups=["log_likelihood"])
 
 
+def test_one_name_is_one_axis(key):
+    def model():
+        with gx.plate("draw", 3):
+            gx.sample("z", distrax.Normal(jnp.zeros(()), 1.0))
+        gx.sample("w", distrax.Normal(jnp.zeros((2, 2)), 1.0))
+
+    call = functools.partial(gx.to_arviz, key, gx.AutoNormal(model, key=key), num_samples=2)
+    with pytest.raises(ValueError, match=r"axes of 'z' would be named \('draw',\)"):
+        call()
+    renamed = {"z": ["row"]}
+    assert group(call(dims=renamed), "posterior")["z"].dims == ("chain", "draw", "row")
+    with pytest.raises(ValueError, match=r"'w' would be named \('k', 'k'\), but \['k'\] are"):
+        call(dims=renamed | {"w": ["k", "k"]})
+    with pytest.raises(ValueError, match="dim 'k' has size 3 in 'z' and size 2 in 'w': one name"):
+        call(dims={"z": ["k"], "w": ["k", "l"]})
+
+
 class OwnPoint(AbstractFamily):
     """A family of a user's own that draws a point."""
 

@@ -156,6 +156,11 @@ class Labels:
                 f"of which {len(free)} axes are no plate's: name all axes, or those."
             )
         found = tuple(names[axis] for axis in range(len(shape)))
+        if taken := [dim for i, dim in enumerate(found) if dim in (*SAMPLE_DIMS, *found[:i])]:
+            raise ValueError(
+                f"axes of {name!r} would be named {found}, but {taken} are names of other axes: "
+                "one name is one axis. Name them apart with dims."
+            )
         for dim, size in zip(found, shape, strict=True):
             first, known = self._used.setdefault(dim, (name, size))
             if known != size:
