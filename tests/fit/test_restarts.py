@@ -93,6 +93,11 @@ def test_a_member_that_fails_harms_no_other(key):
         run(key, lambda key: jax.tree.map(lambda x: x * jnp.nan, make(key)), 0.0)
 
 
+def test_one_draw_says_nothing_of_its_error(key):
+    found = gx.fit_restarts(key, make, 0.0, num_restarts=2, steps=1, num_samples=1)
+    assert np.all(np.isfinite(found.elbo)) and np.all(np.isnan(found.elbo_error))
+
+
 def test_what_is_no_ensemble_is_refused(key):
     with refused_type("fit_restarts takes a random key first, .*; got 0"):
         gx.fit_restarts(0, make, 0.0, num_restarts=2, steps=1)

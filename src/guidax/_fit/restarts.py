@@ -32,7 +32,7 @@ class Restarts(eqx.Module):
     Attributes:
         results: The fits, stacked: each array has a leading axis for the members.
         elbo: Estimate of each member's ELBO, in nats; NaN if it is not finite.
-        elbo_error: Standard error of each estimate.
+        elbo_error: Standard error of each estimate; NaN if it is of one draw.
     """
 
     results: FitResult
@@ -170,7 +170,9 @@ def _elbo(
     terms = lax.map(one, keys, batch_size=_TOGETHER)
     count = keys.shape[0]
     mean = jnp.mean(terms, axis=0)
-    error = jnp.sqrt(jnp.sum((terms - mean) ** 2, axis=0) / (max(count - 1, 1) * count))
+    # One draw says nothing of its error: NaN.
+    spread = jnp.sum((terms - mean) ** 2, axis=0)
+    error = jnp.sqrt(spread / ((count - 1) * count)) if count > 1 else jnp.full_like(mean, jnp.nan)
     finite = jnp.isfinite(mean)
     return jnp.where(finite, mean, jnp.nan), jnp.where(finite, error, jnp.nan)
 
