@@ -42,6 +42,21 @@ def test_loss_is_not_ruled_by_its_start():
     assert ax.get_xlabel() == "step" and "nats" in ax.get_ylabel()
 
 
+def test_means_of_many_losses_are_drawn_at_some_steps():
+    """A window for each step would cost the square of the steps."""
+    losses = np.random.default_rng(0).normal(size=100_000)
+    losses[3], losses[0] = np.nan, np.inf
+    raw, mean = gx.plot.loss(losses).lines
+    at, means = mean.get_xdata(), mean.get_ydata()
+    assert len(raw.get_ydata()) == 100_000
+    assert len(at) == 2000 and at[0] == 0 and at[-1] == 99_999
+    assert np.isnan(means[0])
+    inside = at[30:-30]
+    expected = [losses[i - 1000 : i + 1000].mean() for i in inside]
+    np.testing.assert_allclose(means[30:-30], expected, rtol=1e-10)
+    np.testing.assert_allclose(means[1], np.delete(losses[: at[1] + 1000], [0, 3]).mean())
+
+
 def test_loss_of_an_ensemble_on_given_axes():
     _, ax = plt.subplots()
     losses = np.stack([np.linspace(5.0, 1.0, 30), np.linspace(6.0, 2.0, 30)])

@@ -14,6 +14,7 @@ from .._types import positive
 _PANELS = 24  # of `marginals`, at most
 _COORDINATES = 8  # of `pairs`, at most
 _POINTS = 2000  # in one panel of `pairs`, at most
+_MEANS = 2000  # of `loss`, at most
 _GUIDE, _REFERENCE = "C0", "0.15"
 _LIMIT = 0.7  # of k-hat
 
@@ -56,7 +57,7 @@ def loss(result: Any, *, smooth: int | None = None, ax: Any = None) -> Any:
             continue
         label = f"mean of {window} steps" if i == 0 else None
         ax.plot(steps, member, color=color, lw=0.6, alpha=0.35, zorder=1)
-        ax.plot(steps, _running_mean(member, window), color=color, lw=1.6, label=label)
+        ax.plot(*_running_mean(member, window), color=color, lw=1.6, label=label)
     low, high = np.quantile(finite, [0.005, 0.95])
     margin = 0.05 * (high - low) or 0.5
     ax.set_ylim(low - margin, high + margin)
@@ -230,14 +231,19 @@ def khat(diagnoses: Any, *, ax: Any = None) -> Any:
     return ax
 
 
-def _running_mean(x: np.ndarray, window: int) -> np.ndarray:
-    """Return the mean of the finite values in a centred window, cut at the ends."""
+def _running_mean(x: np.ndarray, window: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return steps, and at each the mean of the finite values in a centred window, cut at the ends.
+
+    At 2,000 steps at most: at all of them it would cost a window for each.
+    """
+    at = np.unique(np.linspace(0, len(x) - 1, min(len(x), _MEANS)).round().astype(int))
+    window = min(window, len(x))
     finite = np.isfinite(x)
-    ones = np.ones(min(window, len(x)))
+    kept = np.where(finite, x, 0.0)
     # No difference of cumulative sums: a huge first loss would drown all later ones.
-    total = np.convolve(np.where(finite, x, 0.0), ones, "same")
-    count = np.convolve(finite.astype(float), ones, "same")
-    return np.where(finite, total / np.maximum(count, 1), np.nan)
+    spans = [slice(max(i - window // 2, 0), i - window // 2 + window) for i in at]
+    means = np.array([kept[span].sum() / max(finite[span].sum(), 1) for span in spans])
+    return at, np.where(finite[at], means, np.nan)
 
 
 def _powers_of_ten(ax: Any) -> None:
