@@ -17,6 +17,7 @@ process that runs all four in turn, in the median over repeats.
 import argparse
 import datetime
 import importlib.metadata
+import importlib.util
 import json
 import os
 import platform
@@ -258,8 +259,13 @@ def environment():
         "processor": platform.machine(),
         "cores": os.cpu_count(),
         "backend": jax.default_backend(),
-        "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
+        "versions": {n: importlib.metadata.version(n) for n in PACKAGES if is_installed(n)},
     }
+
+
+def is_installed(name):
+    """Say whether a package is there: not every session installs NumPyro."""
+    return importlib.util.find_spec(name) is not None
 
 
 def about():
