@@ -32,6 +32,9 @@ def clear_caches():
     A process that keeps some hundreds of them runs out of memory maps: "LLVM compilation error:
     Cannot allocate memory".
     """
+    import models  # here, after the settings above
+
+    models.traces[0] = 0  # of this module's own runs
     yield
     jax.clear_caches()
 

@@ -17,9 +17,14 @@ traces = [0]
 
 
 def new_traces(run):
-    """Return how often a counted model ran in Python during `run`."""
+    """Return how often a counted model ran in Python during `run`.
+
+    One must have run by then, in this module of tests: of a model that is not counted, no count
+    says anything.
+    """
     before = traces[0]
     run()
+    assert traces[0] > 0, "no model that is counted has run"
     return traces[0] - before
 
 

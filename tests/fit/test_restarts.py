@@ -10,13 +10,14 @@ import pytest
 
 import guidax as gx
 from assertions import distance, precision, refused_type
-from models import new_traces
+from models import new_traces, traces
 
 STARTS = 6
 
 
 def model(shift):
     """Two narrow modes, of weights 0.8 and 0.2, far apart."""
+    traces[0] += 1
     mixture = distrax.MixtureSameFamily(
         distrax.Categorical(probs=jnp.array([0.8, 0.2])),
         distrax.Normal(jnp.array([3.0, -3.0]) + shift, 0.1),
