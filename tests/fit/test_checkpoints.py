@@ -400,6 +400,20 @@ def test_functions_count_by_what_they_hold(plain):
         assert re.search(message, "; ".join(differences(*found)))
 
 
+def test_static_arrays_count_by_content():
+    x = np.arange(3.0)
+    assert describe(x) == describe(x + 1)  # of leaves, dtype and shape alone
+    same = x.copy()
+    assert describe(Static(x)) == describe(Static(same)) == describe(Static(jnp.asarray(x)))
+    others = [x + 1, x[::-1], x.astype(np.float32), x[:, None], np.asarray([0, 1, 2])]
+    assert all(describe(Static(x)) != describe(Static(other)) for other in others)
+    names = np.array(["a", "b"], object)
+    assert describe(Static(names)) != describe(Static(names[::-1]))
+    keys = [describe(Static(jax.random.key(seed))) for seed in (0, 0, 1)]
+    assert keys[0] == keys[1] != keys[2]
+    assert describe(Static(np.float64(0.5))) == describe(Static(0.5)) != describe(Static(0.25))
+
+
 def test_arguments_of_checkpoint():
     with pytest.raises(ValueError, match="every counts steps, so it is at least 1; got 0"):
         gx.Checkpoint("run", every=0)

@@ -1,5 +1,6 @@
 """Parameters exchanged with NumPyro's guides of the same name."""
 
+import distrax
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -132,3 +133,13 @@ def test_prefix_lists_and_mistakes(key):
         gx.to_numpyro_params(clash)
     batched = gx.AutoBatchedMultivariateNormal(regression, X, y, key=key, batch_ndim=0)
     assert gx.to_numpyro_params(batched)["auto_scale_tril"].shape == (4, 4)
+
+    def two():
+        gx.sample("a", distrax.Normal(jnp.zeros(2), 1.0))
+        gx.sample("b", distrax.Normal(jnp.zeros(2), 1.0))
+
+    several = gx.AutoBatchedMultivariateNormal(two, key=key)
+    with pytest.raises(ValueError, match="batched normals over several sites mix"):
+        gx.to_numpyro_params(several)
+    with pytest.raises(ValueError, match="batched normals over several sites mix"):
+        gx.from_numpyro_params(several, {})

@@ -161,6 +161,23 @@ def test_matrices_of_other_guides_are_those_of_draws(key):
     assert density.inverse_mass_matrix("low_rank", rank=1, num_samples=6).lam.shape == (1,)
 
 
+def test_positions_of_guides_that_draw_in_constrained_space(key):
+    """A program draws `s` as the model has it; a sampler moves its logarithm."""
+
+    def model():
+        gx.sample("s", tfd.HalfNormal(jnp.ones(())))
+        gx.sample("x", distrax.Normal(jnp.zeros(()), 1.0))
+
+    def part():
+        gx.sample("s", tfd.LogNormal(jnp.asarray(0.5, float), 0.2))
+
+    parts = {"s": gx.program(part), ...: gx.AutoNormal}
+    density = gx.UnconstrainedDensity(gx.AutoGuideList(model, key=key, parts=parts))
+    log_s = np.asarray(density.initial(key, 2000)["s"])
+    assert abs(log_s.mean() - 0.5) < 5 * 0.2 / 2000**0.5
+    assert abs(log_s.std() - 0.2) < 5 * 0.2 / 4000**0.5
+
+
 def test_neutra_of_the_posterior_itself_is_a_standard_normal(key):
     guide = exact_guide()
     density = gx.NeuTraDensity(guide, Y)
