@@ -124,7 +124,7 @@ def walk(clock, pace, seconds_per_step, looks):
     for _ in range(looks):
         taken.append(pace.steps)
         clock.now += pace.steps * seconds_per_step
-        pace.look(pace.steps)
+        pace.note(pace.steps)
     return taken
 
 
@@ -143,7 +143,7 @@ def test_the_pace_grows_thirtyfold_at_most(clock):
 def test_a_slow_first_step_does_not_fix_the_pace(clock):
     pace = Pace(10**6)
     clock.now += 20.0  # compilation
-    pace.look(pace.steps)
+    pace.note(pace.steps)
     assert pace.steps == 1
     assert walk(clock, pace, 1e-2, 5)[-1] in (99, 100, 101)
 
@@ -158,7 +158,7 @@ def test_the_pace_slows_down_too(clock):
 def test_a_clock_that_stands_still_does_no_harm(clock):
     pace = Pace(10**6)
     for looks in range(1, 5):
-        pace.look(pace.steps)
+        pace.note(pace.steps)
         assert pace.steps == 30**looks
 
 

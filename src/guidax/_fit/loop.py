@@ -12,7 +12,7 @@ from .._caller import warn_caller
 from .._model.batch import Batch, as_batch
 from .._numerics import from_host, is_inside, is_traced
 from .checkpoint import Checkpoint, Log
-from .progress import Pace, Progress, Report
+from .progress import Pace, Progress, reporting
 from .source import CAPACITY, AbstractSource, Batches, OneBatch, no_losses
 from .update import Moving, Run, advance
 from .window import require_distinct
@@ -122,18 +122,18 @@ def _on_host(
     losses: list[np.ndarray] = []
     done, pace = 0, Pace(CAPACITY)
     try:
-        with Report(progress is None or progress, steps) as report:
+        with reporting(progress is None or progress, steps) as show:
             if log is not None and (newest := log.newest(moving)) is not None:
                 moving, earlier = newest
                 losses, done = [earlier], len(earlier)
                 source.skip(done)
-                report.look(int(run.start) + done, earlier)
+                show(int(run.start) + done, earlier)
             while done < steps:
                 asked = min(pace.steps, steps - done)
                 if log is not None:
                     asked = min(asked, log.ahead(done))
                 moving, taken = source.stride(moving, run, asked)
-                pace.look(len(taken))
+                pace.note(len(taken))
                 if int(moving.streak) >= run.recipe.patience:
                     offset = int(moving.step) - int(run.start) - done
                     losses.append(taken[: offset + 1])
@@ -143,7 +143,7 @@ def _on_host(
                 if log is not None:
                     log.look(moving, losses)
                 if len(taken):
-                    report.look(int(run.start) + done, taken)
+                    show(int(run.start) + done, taken)
                 source.require_no_error()
                 if len(taken) < asked:
                     warn_caller(

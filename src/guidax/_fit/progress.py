@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Callable
-from types import TracebackType
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -39,7 +39,7 @@ class Pace:
         """How many steps to take."""
         return self._n
 
-    def look(self, taken: int) -> None:
+    def note(self, taken: int) -> None:
         """Note that so many are taken."""
         if self._is_fixed:
             return
@@ -49,39 +49,28 @@ class Pace:
         self._since = now
 
 
-class Report:
-    """Shows a bar, calls a function, or does nothing.
+@contextlib.contextmanager
+def reporting(
+    progress: bool | Callable[[int, float], Any], total: int
+) -> Iterator[Callable[[int, np.ndarray], None]]:
+    """Give a function that shows the losses since it was called last; the bar is closed after it.
 
     Args:
         progress: `True` for a bar, a function of the steps taken so far and the loss at the last of
             them, or `False`.
         total: Number of steps of this call.
     """
+    if progress is True:
+        from tqdm.auto import tqdm  # it looks for a notebook when it is imported
 
-    def __init__(self, progress: bool | Callable[[int, float], Any], total: int):
-        self._call = progress if callable(progress) else None
-        self._bar: Any = None
-        if progress is True:
-            from tqdm.auto import tqdm  # it looks for a notebook when it is imported
+        with tqdm(total=total, desc="fit", unit="step", dynamic_ncols=True) as bar:
 
-            self._bar = tqdm(total=total, desc="fit", unit="step", dynamic_ncols=True)
+            def show(step: int, losses: np.ndarray) -> None:
+                bar.set_postfix_str(f"loss={np.mean(losses):.4g}", refresh=False)
+                bar.update(len(losses))
 
-    def __enter__(self) -> Report:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        if self._bar is not None:
-            self._bar.close()
-
-    def look(self, step: int, losses: np.ndarray) -> None:
-        """Show the losses since the last look."""
-        if self._bar is not None:
-            self._bar.set_postfix_str(f"loss={np.mean(losses):.4g}", refresh=False)
-            self._bar.update(len(losses))
-        if self._call is not None:
-            self._call(step, float(losses[-1]))
+            yield show
+    elif callable(progress):
+        yield lambda step, losses: progress(step, float(losses[-1]))
+    else:
+        yield lambda step, losses: None
