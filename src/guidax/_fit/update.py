@@ -113,10 +113,11 @@ def continued(moving: Moving) -> Moving:
     return jax.tree.map(jnp.copy, moving)
 
 
-def _advance(
+@functools.partial(jax.jit, static_argnames="capacity", donate_argnames="moving")
+def advance_in_place(
     moving: Moving, run: Run, batch: Batch, n: Int[Array, ""], *, capacity: int
 ) -> tuple[Moving, Float[Array, " capacity"]]:
-    """Take `n` steps.
+    """Take `n` steps, in the memory of the state, which is gone.
 
     `n` is traced and at most `capacity`, which is static: any number of steps and any way to cut
     them into chunks share one program. Nothing changes once the recipe's patience is at its end.
@@ -134,9 +135,6 @@ def _advance(
     """
     losses = jnp.zeros((capacity,), float)
     return _loop(_one_step, (moving, losses), run, batch, n)
-
-
-advance_in_place = jax.jit(_advance, static_argnames="capacity", donate_argnames="moving")
 
 
 @functools.partial(jax.jit, static_argnames="capacity")
@@ -159,7 +157,7 @@ def advance_unguarded(
 def advance(
     moving: Moving, run: Run, batch: Batch, *, steps: int
 ) -> tuple[Moving, Float[Array, " steps"]]:
-    """Take steps inside a transformation; see `_advance`.
+    """Take steps inside a transformation; see `advance_in_place`.
 
     Their number is static: a loop of a length that is known has a reverse mode.
     """
