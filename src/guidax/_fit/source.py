@@ -140,12 +140,13 @@ class Batches(AbstractSource):
         caller's batches or an interrupt, ends the stride and waits: what was taken comes first.
         """
         self._recent, losses, held = {}, [], 0
+        one = as_int32(1)  # made once: it is put on the device
         try:
             for batch in self._take(n):
                 batch = self._admitted(moving.guide, batch)
                 if run.recipe.row_sparse:
                     require_distinct(batch)
-                moving, loss = advance_in_place(moving, run, batch, as_int32(1), capacity=1)
+                moving, loss = advance_in_place(moving, run, batch, one, capacity=1)
                 self._recent[len(losses)] = batch
                 losses.append(loss)
                 held += sum(x.nbytes for x in batch.arrays)
