@@ -14,12 +14,13 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from .._model.batch import Batch, as_batch, options_of
+from .._model.indices import check_rows
 from .._model.log_density import LogDensity
 from .._model.model import AbstractModel
 from .._model.target import NOTHING, site_entries
 from .._model.trace import Site, Trace
 from .._types import Key, positive_or_none
-from .runs import as_draws, check_batch, model_of, over_draws, require_known_order
+from .runs import as_draws, model_of, over_draws, require_known_order
 
 
 def log_likelihood(
@@ -61,7 +62,7 @@ def log_likelihood(
         )
     batch = as_batch(model, args, kwargs, options_of(log_likelihood))
     size = positive_or_none("batch_size", batch_size)
-    batch = check_batch(model, batch)
+    check_rows(model, batch)
     require_known_order(model, draws, batch)
     return _log_likelihood(model, draws, batch, size)
 

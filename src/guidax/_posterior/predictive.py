@@ -12,12 +12,12 @@ from jax.typing import ArrayLike
 from jaxtyping import Array
 
 from .._model.batch import Batch, as_batch
+from .._model.indices import check_rows
 from .._model.model import AbstractModel
 from .._model.trace import Trace
 from .._types import Key, positive_or_none, require_key
 from .runs import (
     as_draws,
-    check_batch,
     model_of,
     over_draws,
     require_known_order,
@@ -112,7 +112,8 @@ class Predictive(eqx.Module):
                 predict.
         """
         require_key("a gx.Predictive", key)
-        batch = check_batch(self.model, as_batch(self.model, args, kwargs))
+        batch = as_batch(self.model, args, kwargs)
+        check_rows(self.model, batch)
         require_known_order(self.model, self.draws, batch)
         return _predict(self, key, batch)
 

@@ -15,7 +15,7 @@ from jaxtyping import Array
 
 from .._guide.guide import AutoGuide
 from .._model.batch import Batch
-from .._model.indices import check_rows, refusal
+from .._model.indices import refusal
 from .._model.model import AbstractModel, at_zero
 from .._model.program import as_model
 from .._model.structure import describe
@@ -48,16 +48,6 @@ def as_draws(draws: Mapping[str, ArrayLike] | None) -> dict[str, Array]:
             f"{type(draws).__name__}."
         )
     return {name: strong(value) for name, value in (draws or {}).items()}
-
-
-def check_batch(model: AbstractModel, batch: Batch) -> Batch:
-    """Return the batch, if the rows that it names exist.
-
-    Raises:
-        ValueError: If they do not.
-    """
-    check_rows(model, batch)
-    return batch
 
 
 def require_known_order(model: AbstractModel, draws: Mapping[str, Array], batch: Batch) -> None:

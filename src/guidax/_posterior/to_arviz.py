@@ -15,6 +15,7 @@ from jaxtyping import Array
 
 from .._guide.guide import AutoGuide
 from .._model.batch import Batch, as_batch, options_of
+from .._model.indices import check_rows
 from .._model.messages import broadcast_sample
 from .._model.model import AbstractModel
 from .._model.target import Draw, Target
@@ -24,7 +25,7 @@ from .._types import Key, positive, positive_or_none, require_key
 from .labelled import Labels, Layout, is_datum, lay_out, named_arrays, without
 from .log_likelihood import entries_of
 from .point_sites import points_drawn
-from .runs import check_batch, over_draws
+from .runs import over_draws
 
 GROUPS = (
     "posterior_predictive",
@@ -101,7 +102,7 @@ def to_arviz(
     size = positive("num_samples", num_samples)
     at_once = positive_or_none("batch_size", batch_size)
     batch = as_batch(guide.model, args, kwargs, options_of(to_arviz))
-    batch = check_batch(guide.model, batch)
+    check_rows(guide.model, batch)
     keys = random.split(key, 4)
     layout, data, rows = lay_out(guide.model, batch, keys[0])
     _require_data(guide, layout)
