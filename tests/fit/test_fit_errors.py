@@ -355,10 +355,22 @@ def test_objective_is_an_instance(guide, key):
         gx.fit(key, guide, DATA, steps=3, progress=False, objective="elbo")
 
 
-def test_progress_is_a_flag_or_a_function(guide, key):
+def test_progress_is_a_flag_or_a_function(guide, result, key):
     for bad in ("bar", 100):
         with refused_type("progress is None or True for a bar.*or a function.*; got"):
             gx.fit(key, guide, DATA, steps=3, progress=bad)
+        with refused_type("progress is None or True for a bar.*or a function.*; got"):
+            result.resume(DATA, steps=3, progress=bad)
+
+
+def test_options_are_checked_before_anything_compiles(guide, key, monkeypatch):
+    def refuse(*args):
+        raise AssertionError("the first state is made")
+
+    monkeypatch.setattr("guidax._fit.fit.begin", refuse)
+    for option in ({"progress": "bar"}, {"checkpoint": "run"}):
+        with refused_type("progress is None or True|checkpoint takes a gx.Checkpoint"):
+            gx.fit(key, guide, DATA, steps=3, **option)
 
 
 @pytest.mark.parametrize("rate", [0.0, -0.1, float("nan"), float("inf"), 0, np.float64(-1)])

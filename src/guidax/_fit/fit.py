@@ -15,6 +15,7 @@ from .._objective.base import AbstractObjective
 from .._objective.elbo import ELBO
 from .._types import Key, positive, require_key
 from .checkpoint import Checkpoint
+from .loop import require_options
 from .progress import Progress
 from .recipe import OnNonfinite, Optimizer, Schedule, make_recipe
 from .result import FitResult, result_of
@@ -117,6 +118,7 @@ def fit(
     """
     _require(key, guide, objective)
     steps = positive("steps", steps)
+    require_options(progress, checkpoint)
     recipe, rate = make_recipe(
         guide,
         optimizer,

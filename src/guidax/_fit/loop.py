@@ -55,19 +55,10 @@ def train(
             progress, or an interrupt.
 
     Raises:
-        TypeError: If the arguments do not fit the model, or an option is of the wrong kind.
+        TypeError: If the arguments do not fit the model, or `batches` is of the wrong kind.
         ValueError: If `batches` stand beside arguments, host features are asked for inside a
             transformation, or checkpoints do not fit the run.
     """
-    if not (checkpoint is None or isinstance(checkpoint, Checkpoint)):
-        raise TypeError(
-            f'checkpoint takes a gx.Checkpoint, such as gx.Checkpoint("run"); got {checkpoint!r}.'
-        )
-    if not (progress is None or isinstance(progress, bool) or callable(progress)):
-        raise TypeError(
-            "progress is None or True for a bar, False for nothing, or a function of step and "
-            f"loss; got {progress!r}."
-        )
     inside = is_inside()
     if batches is not None:
         if args or kwargs:
@@ -107,6 +98,23 @@ def train(
     moving, losses = advance(moving, run, batch, steps=steps)
     has_ended = not is_traced(moving) and int(moving.streak) >= run.recipe.patience
     return Outcome(moving, losses, batch if has_ended else None)
+
+
+def require_options(progress: Any, checkpoint: Any) -> None:
+    """Check what the host is asked for.
+
+    Raises:
+        TypeError: If an option is of the wrong kind.
+    """
+    if not (checkpoint is None or isinstance(checkpoint, Checkpoint)):
+        raise TypeError(
+            f'checkpoint takes a gx.Checkpoint, such as gx.Checkpoint("run"); got {checkpoint!r}.'
+        )
+    if not (progress is None or isinstance(progress, bool) or callable(progress)):
+        raise TypeError(
+            "progress is None or True for a bar, False for nothing, or a function of step and "
+            f"loss; got {progress!r}."
+        )
 
 
 def _on_host(

@@ -16,7 +16,7 @@ from .._model.batch import Batch, options_of
 from .._numerics import all_finite, is_traced
 from .._types import positive
 from .checkpoint import Checkpoint
-from .loop import Outcome, train
+from .loop import Outcome, require_options, train
 from .progress import Progress
 from .update import Moving, Run, as_int32, continued
 
@@ -98,6 +98,7 @@ class FitResult(eqx.Module):
             NonFiniteError: If a loss, gradient or update is not finite.
         """
         steps = positive("steps", steps)
+        require_options(progress, checkpoint)
         if not is_traced(self.state):
             self._require_resumable()
         old = self.state.run
