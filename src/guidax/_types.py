@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numbers
 import operator
+from collections.abc import Iterable
 from typing import Any
 
 import jax
@@ -79,3 +80,14 @@ def positive(name: str, number: Any) -> int:
 def positive_or_none(name: str, number: Any) -> int | None:
     """Return a number of things, or None; errors as of `positive`."""
     return None if number is None else positive(name, number)
+
+
+def names_of(option: str, names: Any) -> tuple[str, ...]:
+    """Return a list of names, such as those of sites.
+
+    Raises:
+        TypeError: If it is no list, or a string, which is a list of letters.
+    """
+    if isinstance(names, str) or not isinstance(names, Iterable):
+        raise TypeError(f"{option} takes a list of names; got {names!r}.")
+    return tuple(names)

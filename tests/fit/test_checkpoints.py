@@ -415,11 +415,11 @@ def test_static_arrays_count_by_content():
 
 
 def test_arguments_of_checkpoint():
-    with pytest.raises(ValueError, match="every counts steps, so it is at least 1; got 0"):
+    with pytest.raises(ValueError, match="every is at least 1; got 0"):
         gx.Checkpoint("run", every=0)
-    with pytest.raises(ValueError, match="keep counts files, so it is at least 1; got 0"):
+    with pytest.raises(ValueError, match="keep is at least 1; got 0"):
         gx.Checkpoint("run", keep=0)
-    with refused_type("every is a number of steps, a Python integer; got 1.5"):
+    with refused_type("every is a Python integer; got 1.5"):
         gx.Checkpoint("run", every=1.5)
     with refused_type("path is the name of a folder; got 3"):
         gx.Checkpoint(3)

@@ -91,6 +91,9 @@ def test_marginals_and_pairs_on_given_axes_and_of_chosen_sites():
     draws = {"a": np.arange(10.0), "b": np.zeros((10, 30))}
     _, given = plt.subplots(1, 2)
     assert gx.plot.marginals(draws, sites=["a"], axes=given)[0] is given[0]
+    for picture in (gx.plot.marginals, gx.plot.pairs):
+        with refused_type("sites takes a list of names; got 'mu'"):
+            picture({"mu": np.arange(10.0)}, sites="mu")
     with pytest.raises(ValueError, match="31 coordinates and 2 axes"):
         gx.plot.marginals(draws, axes=given)
     with pytest.raises(ValueError, match=r"no draws of \['c'\]; there are \['a', 'b'\]"):

@@ -15,7 +15,7 @@ from jax.experimental import multihost_utils
 
 from .._caller import warn_caller
 from .._model.batch import Batch
-from .._types import is_integer, is_typed_key
+from .._types import is_typed_key, positive
 from .fingerprint import alike, describe, sketch
 from .storage import PART, Damaged, Stored, read, refuse, require_equal, unpack, write
 from .update import Moving, Run
@@ -44,12 +44,8 @@ class Checkpoint:
     def __post_init__(self) -> None:
         if not isinstance(self.path, (str, os.PathLike)):
             raise TypeError(f"path is the name of a folder; got {self.path!r}.")
-        for name, unit in (("every", "steps"), ("keep", "files")):
-            count = getattr(self, name)
-            if not is_integer(count):
-                raise TypeError(f"{name} is a number of {unit}, a Python integer; got {count!r}.")
-            if count < 1:
-                raise ValueError(f"{name} counts {unit}, so it is at least 1; got {count}.")
+        positive("every", self.every)
+        positive("keep", self.keep)
 
 
 class Log:

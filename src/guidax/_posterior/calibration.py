@@ -28,7 +28,7 @@ from .._model.structure import describe
 from .._numerics import all_finite, is_traced, map_at_a_time
 from .._objective.base import AbstractObjective
 from .._objective.elbo import ELBO
-from .._types import Key, positive, positive_or_none, require_key
+from .._types import Key, names_of, positive, positive_or_none, require_key
 from .simulated import Simulated, simulate
 
 _SIGNIFICANT = 0.01  # of all tests together
@@ -266,8 +266,7 @@ def calibrate(
             "calibrate takes a random key, a constructor of guides, such as gx.AutoNormal, and a "
             f"model; got {constructor!r} for the constructor."
         )
-    if isinstance(observe, str):
-        raise TypeError(f"observe takes a list of names; got {observe!r}.")
+    names = names_of("observe", observe)
     model = as_model(model)
     batch = as_batch(model, args, kwargs, options_of(calibrate))
     check_rows(model, batch)
@@ -276,7 +275,6 @@ def calibrate(
             f"at({', '.join(f'{name}=...' for name in batch.rows)}) says which rows data hold, but "
             "simulated data have all of them: leave it out."
         )
-    names = tuple(observe)
     _require_simulable(model, batch, names)
     plan = _Plan(
         constructor=Static(constructor),

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from jax.typing import ArrayLike
 
-from .._types import positive
+from .._types import names_of, positive
 
 _PANELS = 24  # of `marginals`, at most
 _COORDINATES = 8  # of `pairs`, at most
@@ -95,6 +95,7 @@ def marginals(
 
     Raises:
         ImportError: If matplotlib is not installed.
+        TypeError: If `sites` is a string.
         ValueError: If `sites` names a site that is not there, there is nothing to draw, or there
             are too few axes.
     """
@@ -140,6 +141,7 @@ def pairs(
 
     Raises:
         ImportError: If matplotlib is not installed.
+        TypeError: If `sites` is a string.
         ValueError: If `sites` names a site that is not there, there is nothing to draw, or the axes
             have another shape.
     """
@@ -304,7 +306,7 @@ def _some_coordinates(
     Raises:
         ValueError: If there is none, a site is not there, or has no axis of draws.
     """
-    names = list(draws) if sites is None else list(sites)
+    names = list(draws if sites is None else names_of("sites", sites))
     found = list(_coordinates(draws, names))
     if not found:
         raise ValueError(
@@ -322,7 +324,7 @@ def _coordinates(
     Raises:
         ValueError: If a site is not there, or has no axis of draws.
     """
-    names = list(draws) if sites is None else list(sites)
+    names = list(draws if sites is None else names_of("sites", sites))
     if unknown := [name for name in names if name not in draws]:
         raise ValueError(f"there are no draws of {unknown}; there are {sorted(draws)}.")
     for name in names:

@@ -15,7 +15,7 @@ from .._model.batch import Batch, as_batch
 from .._model.indices import check_rows
 from .._model.model import AbstractModel
 from .._model.trace import Trace
-from .._types import Key, positive_or_none, require_key
+from .._types import Key, names_of, positive_or_none, require_key
 from .runs import (
     as_draws,
     model_of,
@@ -75,12 +75,10 @@ class Predictive(eqx.Module):
         sites: Iterable[str] | None = None,
         batch_size: int | None = None,
     ):
-        if isinstance(sites, str):
-            raise TypeError(f"sites takes a list of names; got {sites!r}.")
         self.model = model_of(model)
         self.draws = as_draws(draws)
         self.num_samples = positive_or_none("num_samples", num_samples)
-        self.sites = None if sites is None else tuple(sites)
+        self.sites = None if sites is None else names_of("sites", sites)
         self.batch_size = positive_or_none("batch_size", batch_size)
         if self.draws and num_samples is not None:
             raise ValueError(

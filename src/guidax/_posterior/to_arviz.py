@@ -21,7 +21,7 @@ from .._model.model import AbstractModel
 from .._model.target import Draw, Target
 from .._model.trace import Site, Trace
 from .._numerics import is_inside
-from .._types import Key, positive, positive_or_none, require_key
+from .._types import Key, names_of, positive, positive_or_none, require_key
 from .labelled import Labels, Layout, is_datum, lay_out, named_arrays, without
 from .log_likelihood import entries_of
 from .point_sites import points_drawn
@@ -177,9 +177,7 @@ def _wanted(
     groups: Iterable[str] | None, layout: Layout, data: Mapping[str, Array]
 ) -> tuple[str, ...]:
     """Return the names of the groups to make, in one order."""
-    if isinstance(groups, str):
-        raise TypeError(f"groups takes a list of names; got {groups!r}.")
-    asked = GROUPS if groups is None else tuple(groups)
+    asked = GROUPS if groups is None else names_of("groups", groups)
     if unknown := [g for g in asked if g not in GROUPS]:
         raise ValueError(
             f"there are no groups {unknown}; there are {list(GROUPS)}, and always posterior."
