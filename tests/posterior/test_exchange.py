@@ -12,7 +12,7 @@ from numpyro.infer import SVI, Trace_ELBO, autoguide
 from numpyro.infer import init_to_feasible as numpyro_feasible
 
 import guidax as gx
-from assertions import distance, perturbed
+from assertions import distance, perturbed, refused_type
 from models import regression, regression_data
 
 NAMES = [
@@ -138,6 +138,10 @@ def test_prefix_lists_and_mistakes(key):
         gx.sample("a", distrax.Normal(jnp.zeros(2), 1.0))
         gx.sample("b", distrax.Normal(jnp.zeros(2), 1.0))
 
+    with refused_type("to_numpyro_params takes a guide first"):
+        gx.to_numpyro_params(key)
+    with refused_type("from_numpyro_params takes a guide first"):
+        gx.from_numpyro_params(key, {})
     several = gx.AutoBatchedMultivariateNormal(two, key=key)
     with pytest.raises(ValueError, match="batched normals over several sites mix"):
         gx.to_numpyro_params(several)

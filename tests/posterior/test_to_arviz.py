@@ -344,8 +344,10 @@ def test_errors(key, guide, monkeypatch):
         call(EFFECT, ERROR, coords={"schools": SCHOOLS})
     with pytest.raises(ValueError, match=r"coords\['school'\] has shape \(2,\)"):
         call(EFFECT, ERROR, coords={"school": SCHOOLS[:2]})
-    with refused_type("a key, then a guide"):
+    with refused_type("a random key, then a guide; got .* and function"):
         gx.to_arviz(key, schools, EFFECT, ERROR)
+    with refused_type("a random key, then a guide; got AutoNormal and ArrayImpl"):
+        gx.to_arviz(guide, key, EFFECT, ERROR)
     monkeypatch.setitem(sys.modules, "arviz", None)
     with pytest.raises(ImportError, match=r'pip install "guidax\[arviz\]"'):
         call(EFFECT, ERROR)

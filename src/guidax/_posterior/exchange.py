@@ -29,6 +29,7 @@ from .._model.bijector_maps import inverse_softplus
 from .._model.matrix_maps import ScaledUnitLowerCholesky
 from .._model.model import AbstractModel, at_zero
 from .._model.target import Draw
+from .arguments import require_guide
 from .exchange_dais import dais_inward, dais_outward, local_dais_inward, local_dais_outward
 from .exchange_flow import flow_inward, flow_outward
 
@@ -52,12 +53,13 @@ def to_numpyro_params(
         NumPyro's name to value: an array, or the pytree of a network's `param` site.
 
     Raises:
-        TypeError: If NumPyro has no such guide.
+        TypeError: If no guide comes first, or NumPyro has no such guide.
         ValueError: If two parts of a list would share a name, if a batched normal holds several
             sites, which NumPyro's lays out otherwise, or if the moves of an annealed guide are none
             of NumPyro's: see
             :doc:`Differences from NumPyro </differences>`.
     """
+    require_guide("to_numpyro_params", guide)
     batch = _batch(guide, args, kwargs)
     found = dict(guide.param_values(batch))
     for family in leaves(guide.family):
@@ -93,9 +95,10 @@ def from_numpyro_params(
         A new guide.
 
     Raises:
-        TypeError: If NumPyro has no such guide.
+        TypeError: If no guide comes first, or NumPyro has no such guide.
         ValueError: If a parameter is missing, or has another shape than the guide's.
     """
+    require_guide("from_numpyro_params", guide)
     batch = _batch(guide, args, kwargs)
     family = _inward(guide.family, _Reader(params), prefix, guide, batch)
     model = _with_params(guide.model, params, batch)

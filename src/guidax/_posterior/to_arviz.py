@@ -21,7 +21,8 @@ from .._model.model import AbstractModel
 from .._model.target import Draw, Target
 from .._model.trace import Site, Trace
 from .._numerics import is_inside
-from .._types import Key, names_of, positive, positive_or_none, require_key
+from .._types import Key, names_of, positive, positive_or_none
+from .arguments import require_key_and_guide
 from .labelled import Labels, Layout, is_datum, lay_out, named_arrays, without
 from .log_likelihood import entries_of
 from .point_sites import points_drawn
@@ -91,9 +92,7 @@ def to_arviz(
             an observation is left out.
     """
     arviz = _arviz()
-    require_key("to_arviz", key)
-    if not isinstance(guide, AutoGuide):
-        raise TypeError(f"to_arviz takes a key, then a guide; got {type(guide).__name__}.")
+    require_key_and_guide("to_arviz", key, guide)
     if is_inside():
         raise ValueError(
             "ArviZ holds values, which are not known inside a transformation: draw there, and call "
