@@ -20,11 +20,12 @@ from .._model.batch import Batch, as_batch, options_of
 from .._model.target import Draw
 from .._numerics import is_traced, map_at_a_time
 from .._types import Key, positive, positive_or_none, require_key
-from .pareto import smooth
+from .arguments import require_key_and_guide
+from .pareto import SHORTEST_TAIL, smooth, tail_length
 from .point_sites import points_of
 from .whole import whole_indices
 
-_CLOSE, _COVERS, _HAS_MEAN = 0.5, 0.7, 1.0  # of k-hat
+_CLOSE, COVERS, _HAS_MEAN = 0.5, 0.7, 1.0  # of k-hat
 _EQUAL = 0.99  # effective draws, as a share of all, from which on weights count as equal
 
 
@@ -70,7 +71,7 @@ class Diagnosis(eqx.Module):
     @property
     def khat_limit(self) -> float:
         """The k-hat up to which estimates from this number of draws can be relied on."""
-        return min(1 - 1 / max(math.log10(self.num_samples), 1.0), _COVERS)
+        return min(1 - 1 / max(math.log10(self.num_samples), 1.0), COVERS)
 
     def mean(self) -> dict[str, Array]:
         """Return importance-corrected means of latents and deterministic sites.
@@ -176,7 +177,7 @@ class Diagnosis(eqx.Module):
             bad = int(jnp.sum(jnp.isnan(self.log_weights) | (self.log_weights == jnp.inf)))
             what = f"{bad} of {number} log weights are NaN or inf" if bad else "no weight is > 0"
             return f"no k-hat: {what}."
-        if math.isinf(k) and number <= 20:
+        if math.isinf(k) and tail_length(number) < SHORTEST_TAIL:
             return f"no k-hat: {number} draws are too few, take 1000 at least."
         rounding = float(self.rounding)
         if rounding > 1 and float(self.elbo_error) * math.sqrt(number) < rounding:
@@ -197,7 +198,7 @@ class Diagnosis(eqx.Module):
                 "be trusted. Fit for longer, take a richer guide, or write the model in another "
                 "parameterisation."
             )
-        if k > _COVERS:
+        if k > COVERS:
             return (
                 f"{said} the guide misses a part of the posterior; neither its means and s.d. nor "
                 "corrected ones can be trusted. Fit for longer, or take a richer guide."
@@ -264,12 +265,7 @@ def diagnose(
     Source: Yao et al. 2018, "Yes, but did it work? Evaluating variational inference", section 2;
     Vehtari et al. 2024, "Pareto smoothed importance sampling".
     """
-    if not isinstance(guide, AutoGuide):
-        raise TypeError(
-            f"diagnose takes a random key, then a guide; got {type(key).__name__} and "
-            f"{type(guide).__name__}."
-        )
-    require_key("diagnose", key)
+    require_key_and_guide("diagnose", key, guide)
     number = positive("num_samples", num_samples)
     at_a_time = positive_or_none("batch_size", batch_size)
     batch = guide.admit(as_batch(guide.model, args, kwargs, options_of(diagnose)))

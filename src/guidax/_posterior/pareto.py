@@ -10,7 +10,7 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int
 
-_SHORTEST_TAIL = 5  # draws; a fit to fewer says nothing
+SHORTEST_TAIL = 5  # draws; a fit to fewer says nothing
 _LOUDEST = 1.0  # nats; log weights that are rounded by more are not equal, but unknown
 
 
@@ -90,10 +90,10 @@ def _smooth(
         return jnp.where(jnp.isnan(k), k, log_weights), k
     cutoff = jnp.maximum(x[-size - 1], math.log(np.finfo(x.dtype).tiny))
     flat = (-x[-size - 1] <= rounding) & (rounding <= _LOUDEST)
-    if size >= _SHORTEST_TAIL:
+    if size >= SHORTEST_TAIL:
         above = x[-size:] > cutoff  # equal weights are in the tail or outside together
         fitted, shape = _smooth_tail(x[-size:], cutoff, above)
-        usable = (jnp.sum(above) >= _SHORTEST_TAIL) & jnp.isfinite(shape) & ~flat
+        usable = (jnp.sum(above) >= SHORTEST_TAIL) & jnp.isfinite(shape) & ~flat
         tail = jnp.where(usable & above, jnp.minimum(fitted, 0.0), x[-size:])
         x = jnp.concatenate([x[:-size], tail])
         k = jnp.where(usable, shape, k)

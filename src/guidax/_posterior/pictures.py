@@ -10,13 +10,14 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from .._types import names_of, positive
+from .diagnose import COVERS
+from .pareto import tail_length
 
 _PANELS = 24  # of `marginals`, at most
 _COORDINATES = 8  # of `pairs`, at most
 _POINTS = 2000  # in one panel of `pairs`, at most
 _MEANS = 2000  # of `loss`, at most
 _GUIDE, _REFERENCE = "C0", "0.15"
-_LIMIT = 0.7  # of k-hat
 
 
 def loss(result: Any, *, smooth: int | None = None, ax: Any = None) -> Any:
@@ -221,9 +222,9 @@ def khat(diagnoses: Any, *, ax: Any = None) -> Any:
         name = f"{label}: " if label else ""
         words = rf"{name}$\hat k$ = {float(np.asarray(diagnosis.khat)):.2f}"
         ax.plot(rank, height, color=f"C{i % 10}", lw=1.8, label=words)
-        tail = max(min(size // 5, math.ceil(3 * size**0.5)), 1) - 1
-        limit = height[tail] + _LIMIT * (rank[tail] - rank[: tail + 1])
-        slope = f"slope −{_LIMIT} from the start of the tail" if i == len(several) - 1 else None
+        tail = tail_length(size) - 1
+        limit = height[tail] + COVERS * (rank[tail] - rank[: tail + 1])
+        slope = f"slope −{COVERS} from the start of the tail" if i == len(several) - 1 else None
         ax.plot(rank[: tail + 1], limit, color="0.4", ls=":", lw=1.2, label=slope)
     ax.axhline(0, color="0.7", lw=0.8, zorder=0)
     ax.set_ylim(max(bottom, -3.0) - 0.3, top + 0.3)
