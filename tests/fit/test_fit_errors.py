@@ -367,7 +367,7 @@ def test_options_are_checked_before_anything_compiles(guide, key, monkeypatch):
     def refuse(*args):
         raise AssertionError("the first state is made")
 
-    monkeypatch.setattr("guidax._fit.fit.begin", refuse)
+    monkeypatch.setattr("guidax._fit.fit.first_state", refuse)
     for option in ({"progress": "bar"}, {"checkpoint": "run"}):
         with refused_type("progress is None or True|checkpoint takes a gx.Checkpoint"):
             gx.fit(key, guide, DATA, steps=3, **option)

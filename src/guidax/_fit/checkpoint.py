@@ -16,7 +16,7 @@ from jax.experimental import multihost_utils
 from .._caller import warn_caller
 from .._model.batch import Batch
 from .._types import is_typed_key, positive
-from .fingerprint import alike, describe, sketch
+from .fingerprint import alike, fingerprint, sketch
 from .storage import PART, Damaged, Stored, read, refuse, require_equal, unpack, write
 from .update import Moving, Run
 
@@ -65,7 +65,7 @@ class Log:
         self._folder, self._every = Path(checkpoint.path), checkpoint.every
         self._keep = checkpoint.keep
         self._start, self._end = int(run.start), int(run.start) + steps
-        self._line, self._tree = _line(run, batch), describe(moving)
+        self._line, self._tree = _line(run, batch), fingerprint(moving)
         self._sketches = _sketches(moving, batch)
 
     def newest(self, moving: Moving) -> tuple[Moving, np.ndarray] | None:
@@ -113,7 +113,7 @@ class Log:
         """Return how many steps lie between the steps done in this call and the next file."""
         return self._every - (self._start + done) % self._every
 
-    def look(self, moving: Moving, losses: list[np.ndarray]) -> None:
+    def write_if_due(self, moving: Moving, losses: list[np.ndarray]) -> None:
         """Write a file if one is due.
 
         Args:
@@ -161,9 +161,9 @@ def _line(run: Run, batch: Batch | None) -> dict[str, Any]:
         "first step": int(run.start),
         # The default optimizer alone looks at it.
         "steps": int(run.horizon) if is_default else "any number",
-        "objective": describe(run.objective),
-        "recipe": describe(run.recipe),
-        "arguments": "batches" if batch is None else describe(batch.layout),
+        "objective": fingerprint(run.objective),
+        "recipe": fingerprint(run.recipe),
+        "arguments": "batches" if batch is None else fingerprint(batch.layout),
     }
 
 

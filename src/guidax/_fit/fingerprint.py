@@ -29,7 +29,7 @@ _TOLERANCE = 1e-5  # of sketches, in units of the root mean square
 _NUMBERS = (bool, int, str, type(None))
 
 
-def describe(x: Any) -> Any:
+def fingerprint(x: Any) -> Any:
     """Return what is static about a pytree, and the dtype and shape of each array in it, as JSON.
 
     Static arrays count by content. A model counts by its type and its parameters alone, and a
@@ -38,7 +38,7 @@ def describe(x: Any) -> Any:
     written in them and in functions inside of them, as far as Python shows that. Another version of
     Python may fold constants in another way, and so take the same function for another one.
     """
-    return _describe(x, constant=False, functions=False, above=())
+    return _fingerprint(x, constant=False, functions=False, above=())
 
 
 def differences(old: Any, new: Any, path: str = "") -> Iterator[str]:
@@ -113,7 +113,7 @@ def alike(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
     return a.shape == b.shape and np.allclose(a, b, rtol=tolerance, atol=tolerance * b[0])
 
 
-def _describe(x: Any, *, constant: bool, functions: bool, above: tuple[int, ...]) -> Any:
+def _fingerprint(x: Any, *, constant: bool, functions: bool, above: tuple[int, ...]) -> Any:
     if isinstance(x, _NUMBERS):
         return x
     if isinstance(x, float):
@@ -122,7 +122,9 @@ def _describe(x: Any, *, constant: bool, functions: bool, above: tuple[int, ...]
         return "itself"
     functions = functions or isinstance(x, (Recipe, AbstractObjective))
     functions = functions and not isinstance(x, (AutoGuide, AbstractModel))
-    go = functools.partial(_describe, constant=constant, functions=functions, above=(*above, id(x)))
+    go = functools.partial(
+        _fingerprint, constant=constant, functions=functions, above=(*above, id(x))
+    )
     if isinstance(x, Static):
         return go(x.value, constant=True)
     if isinstance(x, (jax.Array, np.ndarray, np.generic, jax.ShapeDtypeStruct)):
@@ -206,7 +208,7 @@ def _content(x: Any) -> Any:
         return _kind(x)
     array = np.asarray(jax.random.key_data(x) if is_typed_key(x) else x)
     if not array.ndim and array.dtype.kind in "bif":
-        return _describe(array.item(), constant=True, functions=False, above=())
+        return _fingerprint(array.item(), constant=True, functions=False, above=())
     content = repr(array.tolist()).encode() if array.dtype.hasobject else array.tobytes()
     return f"{_kind(x)} {zlib.crc32(content):08x}"
 

@@ -19,7 +19,7 @@ from .loop import require_options
 from .progress import Progress
 from .recipe import OnNonfinite, Optimizer, Schedule, make_recipe
 from .result import FitResult, result_of
-from .update import Run, as_int32, begin
+from .update import Run, as_int32, first_state
 
 
 def fit(
@@ -130,7 +130,7 @@ def fit(
     )
     run = Run(key, rate, as_int32(0), as_int32(steps), objective, recipe)
     return result_of(
-        begin(guide, run),
+        first_state(guide, run),
         run,
         args,
         kwargs,

@@ -149,7 +149,7 @@ def _on_host(
                 losses.append(taken)
                 done += len(taken)
                 if log is not None:
-                    log.look(moving, losses)
+                    log.write_if_due(moving, losses)
                 if len(taken):
                     show(int(run.start) + done, taken)
                 source.require_no_error()

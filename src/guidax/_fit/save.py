@@ -10,7 +10,7 @@ import equinox as eqx
 import jax
 from jaxtyping import PyTree
 
-from .fingerprint import describe
+from .fingerprint import fingerprint
 from .result import FitResult
 from .storage import read, require_equal, unpack, write
 
@@ -34,7 +34,7 @@ def save(path: str | os.PathLike[str], tree: PyTree) -> None:
         ValueError: If a leaf is traced, inside `jax.jit` for example.
         FileNotFoundError: If there is no such folder.
     """
-    write(_path("save", path), {"tree": describe(tree)}, tree)
+    write(_path("save", path), {"tree": fingerprint(tree)}, tree)
 
 
 def load(path: str | os.PathLike[str], like: T) -> T:
@@ -70,7 +70,7 @@ def load(path: str | os.PathLike[str], like: T) -> T:
             blank = jax.ShapeDtypeStruct((count,), losses.dtype)
             like = eqx.tree_at(lambda r: r.losses, like, blank)
     require_equal(
-        stored, {"tree": describe(like)}, "load it into a guide that is made the same way"
+        stored, {"tree": fingerprint(like)}, "load it into a guide that is made the same way"
     )
     return unpack(stored, like)
 

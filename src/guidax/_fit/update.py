@@ -87,7 +87,7 @@ def as_int32(x: int) -> Int[Array, ""]:
 
 
 @jit_once
-def begin(guide: AutoGuide, run: Run) -> Moving:
+def first_state(guide: AutoGuide, run: Run) -> Moving:
     """Return the state before the first step. Its guide is a copy, which can be donated."""
     guide = jax.tree.map(lambda x: strong(jnp.copy(x)), guide)
     zero = jnp.zeros((), jnp.int32)

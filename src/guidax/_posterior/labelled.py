@@ -19,7 +19,7 @@ from .runs import first_run
 SAMPLE_DIMS = ("chain", "draw")
 
 
-class Layout(eqx.Module):
+class SiteAxes(eqx.Module):
     """What is static about the sites of a model on its arguments.
 
     Attributes:
@@ -36,20 +36,20 @@ class Layout(eqx.Module):
 
 
 @jax.jit
-def lay_out(
+def find_axes(
     model: AbstractModel, batch: Batch, key: Key
-) -> tuple[Layout, dict[str, Array], dict[str, Array]]:
-    """Return the layout, the data by observed site, and the row numbers of plates."""
+) -> tuple[SiteAxes, dict[str, Array], dict[str, Array]]:
+    """Return the axes, the data by observed site, and the row numbers of plates."""
     trace, rows, _ = first_run(model, batch, key)
     latents = trace.of("latent")
-    layout = Layout(
+    axes = SiteAxes(
         tuple((name, _plates_of(site)) for name, site in trace.sites.items()),
         tuple((p.name, p.size) for p in trace.plates.values()),
         tuple(latents),
         tuple(name for name, site in latents.items() if site.sample is None),
     )
     data = {n: s.value for n, s in trace.of("observed").items() if is_datum(s)}
-    return layout, data, dict(rows)
+    return axes, data, dict(rows)
 
 
 def is_datum(site: Site) -> bool:
@@ -73,7 +73,7 @@ class Labels:
     """Names and coordinates of the axes of variables.
 
     Args:
-        layout: The sites' plates.
+        axes: The sites' plates.
         rows: Row numbers of plates that do not hold all rows in order.
         dims: Variable to names of its axes: of all, or of those that are no plate's.
         coords: Dim to coordinate values; for a plate those of all its rows.
@@ -81,13 +81,13 @@ class Labels:
 
     def __init__(
         self,
-        layout: Layout,
+        axes: SiteAxes,
         rows: Mapping[str, Array],
         dims: Mapping[str, Sequence[str]] | None,
         coords: Mapping[str, Any] | None,
     ):
-        self._plates = dict(layout.plates)
-        self._sizes = dict(layout.sizes)
+        self._plates = dict(axes.plates)
+        self._sizes = dict(axes.sizes)
         self._rows = {name: np.asarray(x) for name, x in rows.items()}
         self._dims = {name: tuple(x) for name, x in (dims or {}).items()}
         self._coords = {name: np.asarray(x) for name, x in (coords or {}).items()}

@@ -79,7 +79,7 @@ def _log_likelihood(
         batch,
         num_samples=1,
         batch_size=batch_size,
-        whole=True,
+        complete=True,
     )
 
 

@@ -119,7 +119,7 @@ def over_draws(
     *,
     num_samples: int | None,
     batch_size: int | None,
-    whole: bool = False,
+    complete: bool = False,
     taken: bool = False,
 ) -> Read:
     """Run the model at each draw, and return what is read of the runs.
@@ -132,7 +132,7 @@ def over_draws(
         batch: The arguments.
         num_samples: How many runs, where there are no draws.
         batch_size: How many runs at a time; None for all.
-        whole: Whether every latent must be among the draws.
+        complete: Whether every latent must be among the draws.
         taken: Whether the draws hold the rows of the run, in its order; else those that hold all
             rows of a plate are in the plate's order.
 
@@ -157,9 +157,9 @@ def over_draws(
         def choose(site: Site) -> Array | None:
             if site.name in point:
                 value, all_of_it = point[site.name], trace.sites[site.name]
-                may_end_early = not whole and len(site.batch_shape) < len(all_of_it.batch_shape)
+                may_end_early = not complete and len(site.batch_shape) < len(all_of_it.batch_shape)
                 return _fitted(value, all_of_it, {} if taken else rows, may_end_early)
-            if whole or site.sample is None:
+            if complete or site.sample is None:
                 raise _no_draws(site)
             return None
 

@@ -23,7 +23,7 @@ from .._model.trace import Site, Trace
 from .._numerics import is_inside
 from .._types import Key, names_of, positive, positive_or_none
 from .arguments import require_key_and_guide
-from .labelled import Labels, Layout, is_datum, lay_out, named_arrays, without
+from .labelled import Labels, SiteAxes, find_axes, is_datum, named_arrays, without
 from .log_likelihood import entries_of
 from .point_sites import points_drawn
 from .runs import over_draws
@@ -103,14 +103,14 @@ def to_arviz(
     batch = as_batch(guide.model, args, kwargs, options_of(to_arviz))
     check_rows(guide.model, batch)
     keys = random.split(key, 4)
-    layout, data, rows = lay_out(guide.model, batch, keys[0])
-    _require_data(guide, layout)
-    wanted = _wanted(groups, layout, data)
+    axes, data, rows = find_axes(guide.model, batch, keys[0])
+    _require_data(guide, axes)
+    wanted = _wanted(groups, axes, data)
 
     draws, log_q = guide.sample_and_log_prob(
         keys[1], batch, sample_shape=(size,), batch_size=at_once
     )
-    latents = {name: draws[name] for name in layout.latents}
+    latents = {name: draws[name] for name in axes.latents}
     at_draws = _runs(guide.model, latents, keys[2], batch, size, at_once, wanted)
     found = {
         "posterior": latents | at_draws.pop("deterministic"),
@@ -129,7 +129,7 @@ def to_arviz(
     found["observed_data"] = data
     found["constant_data"] = constants if constant_data is None else dict(constant_data)
 
-    labels = Labels(layout, rows, dims, coords)
+    labels = Labels(axes, rows, dims, coords)
     attrs = {"inference_library": "guidax", "guide": type(guide).__name__}
     kept = {"posterior", *wanted, *(["prior_predictive"] if "prior" in wanted else [])}
     datasets = {
@@ -163,9 +163,9 @@ def _tree(arviz: Any, datasets: dict[str, Any]) -> Any:
     return xarray.DataTree.from_dict(datasets)
 
 
-def _require_data(guide: AutoGuide, layout: Layout) -> None:
+def _require_data(guide: AutoGuide, axes: SiteAxes) -> None:
     held = {s.name for s in guide.family.sites}
-    if missing := [name for name in layout.latents if name not in held]:
+    if missing := [name for name in axes.latents if name not in held]:
         raise ValueError(
             f"the sites {missing} are neither observed in this call nor held by the guide: pass "
             "their data."
@@ -173,7 +173,7 @@ def _require_data(guide: AutoGuide, layout: Layout) -> None:
 
 
 def _wanted(
-    groups: Iterable[str] | None, layout: Layout, data: Mapping[str, Array]
+    groups: Iterable[str] | None, axes: SiteAxes, data: Mapping[str, Array]
 ) -> tuple[str, ...]:
     """Return the names of the groups to make, in one order."""
     asked = GROUPS if groups is None else names_of("groups", groups)
@@ -182,8 +182,8 @@ def _wanted(
             f"there are no groups {unknown}; there are {list(GROUPS)}, and always posterior."
         )
     impossible = {}
-    if layout.flat:
-        impossible["prior"] = f"the sites {list(layout.flat)} have no prior to draw from"
+    if axes.flat:
+        impossible["prior"] = f"the sites {list(axes.flat)} have no prior to draw from"
     if not data:
         reason = "the model observes no data"
         for group in ("posterior_predictive", "log_likelihood", "observed_data"):
