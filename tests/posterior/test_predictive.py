@@ -154,6 +154,8 @@ def test_observed_sites_stay_observed(key):
         gx.sample("y", distrax.Normal(z, 1.0), obs=y)
         gx.factor("weight", -(z**2))
 
+    with pytest.raises(ValueError, match=r"sites=\[\] names no site"):
+        gx.Predictive(line, num_samples=3, sites=[])
     with pytest.raises(ValueError, match=r"nothing to predict.*\['y'\] are observed"):
         gx.Predictive(bare, {"z": jnp.zeros(3)})(key, 1.0)
 

@@ -114,6 +114,14 @@ def alike(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
 
 
 def _fingerprint(x: Any, *, constant: bool, functions: bool, above: tuple[int, ...]) -> Any:
+    """Return what is static about a part of a pytree, as JSON.
+
+    Args:
+        x: The part.
+        constant: Whether it is in a static place, where arrays count by content.
+        functions: Whether it is in the options of a fit, where functions count.
+        above: The `id`s of what it is in: what holds itself is "itself" there.
+    """
     if isinstance(x, _NUMBERS):
         return x
     if isinstance(x, float):

@@ -1,4 +1,4 @@
-"""The host side of a run: it only cuts it into strides, and stops at the first bad step."""
+"""The host side of a run: it only cuts it into strides, and stops at the step that ends it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .window import require_distinct
 
 
 class Outcome(NamedTuple):
-    """What a run came to; `bad_batch` is the batch of the first bad step, if there is one."""
+    """What a run came to; `bad_batch` is the batch of the bad step that ended it, if one did."""
 
     moving: Moving
     losses: Float[Array, " steps"]

@@ -38,7 +38,8 @@ class FitResult(eqx.Module):
 
     Attributes:
         losses: The loss at each step of the last call, in nats: an estimate from `num_particles`
-            draws and, with subsampled plates, from one batch, scaled by N/B. NaN after a bad step.
+            draws and, with subsampled plates, from one batch, scaled by N/B. They end with that of
+            the step that ended the run; inside a transformation NaN follows it.
         state: What `resume` needs to go on. Opaque: its parts may change.
     """
 
@@ -182,7 +183,7 @@ def result_of(
     """Take steps as `train` does, and return the result, or raise it.
 
     Raises:
-        NonFiniteError: If the host saw a bad step.
+        NonFiniteError: If the host saw a step that ended the run.
     """
 
     def rescue(error: BaseException, outcome: Outcome) -> None:

@@ -44,8 +44,8 @@ def load(path: str | os.PathLike[str], like: T) -> T:
         path: The file.
         like: A pytree of the same structure, such as a new guide on the same model. Everything
             static comes from it, the model's function among it, and each array is placed as its
-            counterpart is. Its arrays may be `jax.ShapeDtypeStruct`s (`jax.eval_shape`). Of a
-            result of a fit, `losses` may have another length.
+            counterpart is. Its arrays may be `jax.ShapeDtypeStruct`s (`jax.eval_shape`). Of the
+            result of one fit, `losses` may have another length; of an ensemble's they may not.
 
     Returns:
         `like`, with the arrays of the file.

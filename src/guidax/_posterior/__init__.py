@@ -1,1 +1,1 @@
-"""Afterwards: exchange with other libraries."""
+"""Afterwards: predictions, diagnostics, pictures, and exchange with other libraries."""

@@ -57,8 +57,8 @@ class Predictive(eqx.Module):
 
     Raises:
         TypeError: If `model` is a guide or cannot be called, or an argument is of the wrong kind.
-        ValueError: If there are both draws and `num_samples`, or neither, or a number of draws is
-            not positive.
+        ValueError: If there are both draws and `num_samples`, or neither, if a number of draws is
+            not positive, or if `sites` is empty.
     """
 
     model: AbstractModel
@@ -80,6 +80,8 @@ class Predictive(eqx.Module):
         self.num_samples = positive_or_none("num_samples", num_samples)
         self.sites = None if sites is None else names_of("sites", sites)
         self.batch_size = positive_or_none("batch_size", batch_size)
+        if self.sites == ():
+            raise ValueError("sites=[] names no site: leave it out for all that draws do not give.")
         if self.draws and num_samples is not None:
             raise ValueError(
                 "the leading axes of draws say how many predictions there are: leave num_samples "

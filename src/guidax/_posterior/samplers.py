@@ -50,11 +50,20 @@ class AbstractSamplerDensity(eqx.Module, Generic[Position]):
 
     @abc.abstractmethod
     def log_density(self, position: Position) -> Float[Array, ""]:
-        """Return the log density of one position, up to a constant: BlackJAX's `logdensity_fn`."""
+        """Return the log density of one position, up to a constant: BlackJAX's `logdensity_fn`.
+
+        Raises:
+            ValueError: If the position is not that of this density: of other sites, or a shape that
+                does not fit.
+        """
 
     @abc.abstractmethod
     def to_latents(self, positions: Position) -> dict[str, Array]:
-        """Return latents and deterministic sites at positions, which may have leading axes."""
+        """Return latents and deterministic sites at positions, which may have leading axes.
+
+        Raises:
+            ValueError: As of `log_density`.
+        """
 
     @abc.abstractmethod
     def initial(self, key: Key, num_chains: int | None = None) -> Position:
@@ -69,7 +78,7 @@ class AbstractSamplerDensity(eqx.Module, Generic[Position]):
         """
 
     def potential(self, position: Position) -> Float[Array, ""]:
-        """Return minus `log_density`: NumPyro's `potential_fn`."""
+        """Return minus `log_density`: NumPyro's `potential_fn`; errors are the same."""
         return -self.log_density(position)
 
 

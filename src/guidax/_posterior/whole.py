@@ -16,7 +16,7 @@ def whole_indices(guide: AutoGuide, key: Key, batch: Batch, what: str) -> dict[s
         guide: The guide.
         key: For a model that draws rows.
         batch: The arguments, marked by `guide.admit`.
-        what: What needs all rows, for the error.
+        what: Subject and verb of the error: "a diagnosis is of" the posterior of all data.
 
     Raises:
         ValueError: If a plate holds some of its rows.
