@@ -6,17 +6,16 @@ from collections.abc import Callable, Sequence
 
 import equinox as eqx
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
+from .._family.base import AbstractFamily
 from .._family.diagonal import DiagonalNormal
 from .._family.flat import AbstractFlatNormal
 from .._family.low_rank import LowRankNormal
 from .._family.multivariate import MultivariateNormal
 from .._family.normal import MeanFieldNormal
-from .._guide.guide import AutoGuide
 from .._model.target import Target
 from .._model.trace import Indices, LatentSpec
-from .._numerics import is_traced
 
 
 class Root(eqx.Module):
@@ -25,12 +24,13 @@ class Root(eqx.Module):
     Attributes:
         own: Standard deviation that each coordinate has for itself; None for zero.
         factor: What the coordinates share, one column for each source.
-        is_sampled: Whether it is estimated from draws.
+        spreads: Whether every coordinate varies: rounding may leave a variance to one that is
+            fixed.
     """
 
     own: Float[Array, " dim"] | None
     factor: Float[Array, "dim sources"]
-    is_sampled: bool = eqx.field(static=True, default=False)
+    spreads: Bool[Array, ""]
 
     def variances(self) -> Float[Array, " dim"]:
         """Return the diagonal."""
@@ -68,37 +68,36 @@ def order_by_name(sites: Sequence[LatentSpec], indices: Indices) -> Int[Array, "
     return jnp.concatenate([found[name] for name in sorted(found)])
 
 
+def has_closed_form(family: AbstractFamily) -> bool:
+    """Say whether the covariance of a family's draws is known without draws."""
+    return isinstance(family, MeanFieldNormal) or (
+        isinstance(family, AbstractFlatNormal) and family.batch_ndim == 0
+    )
+
+
 def covariance_root(
-    guide: AutoGuide, target: Target, draws: Callable[[], dict[str, Array]]
+    family: AbstractFamily, target: Target, draws: Callable[[], dict[str, Array]]
 ) -> Root:
-    """Return the covariance of a guide's unconstrained draws, coordinates by name.
+    """Return the covariance of a family's unconstrained draws, coordinates by name.
 
     Args:
-        guide: The guide.
+        family: The family.
         target: What it draws against.
         draws: Gives unconstrained draws where the covariance has no closed form.
-
-    Raises:
-        TypeError: If the guide has no spread.
     """
-    family = guide.family
-    if isinstance(family, AbstractFlatNormal) and family.batch_ndim == 0:
-        own, factor = _of_normal(family)
-        order = order_by_name(family.sites, target.indices)
-        return Root(None if own is None else own[order], factor[order])
     if isinstance(family, MeanFieldNormal):
         scales = {name: scale for name, (_, scale) in family.normal_marginals(target).items()}
         own = jnp.concatenate([scales[name].reshape(-1) for name in sorted(scales)])
-        return Root(own, jnp.zeros((own.size, 0), own.dtype))
+        return Root(own, jnp.zeros((own.size, 0), own.dtype), jnp.asarray(True))
+    if has_closed_form(family):
+        assert isinstance(family, AbstractFlatNormal)
+        own, factor = _of_normal(family)
+        order = order_by_name(family.sites, target.indices)
+        return Root(None if own is None else own[order], factor[order], jnp.asarray(True))
     values = draws()
     z = jnp.concatenate([x.reshape(len(x), -1) for _, x in sorted(values.items())], axis=1)
     centred = (z - jnp.mean(z, axis=0)) / jnp.sqrt(max(len(z) - 1, 1))
-    if not is_traced(z) and not bool(jnp.all(jnp.ptp(z, axis=0) != 0)):
-        raise TypeError(
-            f"{type(guide).__name__} draws points, which have no spread to make a mass matrix of: "
-            "take a guide that spreads, such as gx.AutoNormal."
-        )
-    return Root(None, centred.T, is_sampled=True)
+    return Root(None, centred.T, jnp.all(jnp.ptp(z, axis=0) != 0))
 
 
 def _of_normal(family: AbstractFlatNormal) -> tuple[Array | None, Array]:

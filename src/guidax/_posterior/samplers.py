@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+import functools
 from typing import Any, Generic, Literal, NamedTuple, TypeVar, get_args
 
 import equinox as eqx
@@ -10,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import random
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from .._family.flat import AbstractFlat
 from .._family.low_rank import rank_of
@@ -18,8 +19,9 @@ from .._family.vector import dtype_of, size_of
 from .._guide.guide import AutoGuide
 from .._model.batch import Batch, as_batch
 from .._model.target import Draw
+from .._numerics import is_traced
 from .._types import Key, positive, positive_or_none, require_key
-from .mass import covariance_root
+from .mass import covariance_root, has_closed_form
 from .whole import whole_indices
 
 Position = TypeVar("Position")
@@ -162,16 +164,19 @@ class UnconstrainedDensity(AbstractSamplerDensity[dict[str, Array]]):
         key = random.key(0) if key is None else key
         require_key("inverse_mass_matrix", key, "key=, a random key")
         number = positive("num_samples", num_samples)
-        target = self._target()
-        root = covariance_root(self.guide, target, lambda: _draws(self, key, number))
-        if root.is_sampled and kind == "dense" and num_samples <= 2 * dim:
+        is_sampled = not has_closed_form(self.guide.family)
+        if is_sampled and kind == "dense" and number <= 2 * dim:
             raise ValueError(
-                f"{num_samples} draws say too little of the covariance of {dim} coordinates: take "
+                f"{number} draws say too little of the covariance of {dim} coordinates: take "
                 f'num_samples={10 * dim}, or kind="diagonal" or "low_rank".'
             )
-        if kind == "diagonal":
-            return root.variances()
-        return root.covariance() if kind == "dense" else LowRank(*root.stretched(rank))
+        found, spreads = _inverse_mass_matrix(self, key, kind, rank, number)
+        if is_sampled and not is_traced(spreads) and not spreads:
+            raise TypeError(
+                f"{type(self.guide).__name__} draws points, which have no spread to make a mass "
+                "matrix of: take a guide that spreads, such as gx.AutoNormal."
+            )
+        return found
 
     def _target(self) -> Any:
         key = random.key(0)
@@ -305,6 +310,20 @@ def _score_of_noise(density: NeuTraDensity, eps: Array) -> tuple[Array, dict[str
     target = density.guide.target(key, density.batch, indices)
     score = target.score(Draw.of(density.family.to_values(z, indices)))
     return score.log_density + jnp.sum(log_det), score.values
+
+
+@functools.partial(jax.jit, static_argnames=("kind", "rank", "number"))
+def _inverse_mass_matrix(
+    density: UnconstrainedDensity, key: Key, kind: Kind, rank: int, number: int
+) -> tuple[Float[Array, "..."] | LowRank, Bool[Array, ""]]:
+    """Return the matrix, and whether every coordinate varies."""
+    root = covariance_root(
+        density.guide.family, density._target(), lambda: _draws(density, key, number)
+    )
+    if kind == "diagonal":
+        return root.variances(), root.spreads
+    found = root.covariance() if kind == "dense" else LowRank(*root.stretched(rank))
+    return found, root.spreads
 
 
 @eqx.filter_jit
