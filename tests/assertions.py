@@ -18,16 +18,23 @@ def case_id(x):
 
 
 def distance(a, b):
-    """Return the largest difference of two pytrees of one structure."""
-    assert jax.tree.structure(a) == jax.tree.structure(b)
-    pairs = zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
-    return max((float(jnp.max(jnp.abs(x - y))) for x, y in pairs if x.size), default=0.0)
+    """Return the largest difference of two pytrees of one structure, NaN if any is NaN."""
+    gaps = [jnp.abs(x - y) for x, y in _pairs(a, b)]
+    return float(np.max([0.0, *(np.max(gap) for gap in gaps if gap.size)]))
 
 
 def identical(a, b):
-    """Say whether two pytrees are equal to the last bit."""
-    pairs = zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
-    return all(bool(jnp.array_equal(x, y, equal_nan=True)) for x, y in pairs)
+    """Say whether two pytrees of one structure are equal to the last bit."""
+    return all(bool(jnp.array_equal(x, y, equal_nan=True)) for x, y in _pairs(a, b))
+
+
+def _pairs(a, b):
+    """Return the leaves of two pytrees side by side, of one structure and one shape each."""
+    assert jax.tree.structure(a) == jax.tree.structure(b)
+    pairs = [*zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)]
+    for x, y in pairs:
+        assert jnp.shape(x) == jnp.shape(y), (jnp.shape(x), jnp.shape(y))
+    return pairs
 
 
 def perturbed(tree, key, scale=0.3):
