@@ -346,7 +346,7 @@ def test_errors(key, guide, monkeypatch):
         call(EFFECT, ERROR, coords={"school": SCHOOLS[:2]})
     with refused_type("a random key, then a guide; got .* and function"):
         gx.to_arviz(key, schools, EFFECT, ERROR)
-    with refused_type("a random key, then a guide; got AutoNormal and ArrayImpl"):
+    with refused_type("a random key, then a guide; got AutoNormal and PRNGKeyArray"):
         gx.to_arviz(guide, key, EFFECT, ERROR)
     monkeypatch.setitem(sys.modules, "arviz", None)
     with pytest.raises(ImportError, match=r'pip install "guidax\[arviz\]"'):
