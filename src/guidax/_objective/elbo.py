@@ -23,7 +23,8 @@ class ELBO(AbstractObjective):
         num_particles: Draws that the estimate averages.
         estimator: How. "pathwise" samples both terms; "stl" leaves the score of q out of the
             gradient, whose mean is zero, so that the gradient's variance vanishes at an exact fit
-            (Roeder et al. 2017); "entropy" takes q's entropy in closed form.
+            (Roeder et al. 2017), and a second derivative is that of this gradient; "entropy" takes
+            q's entropy in closed form.
 
     Raises:
         ValueError: If an option is none of these; when called, if the family lacks what the
