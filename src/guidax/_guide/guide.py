@@ -149,7 +149,8 @@ class AutoGuide(eqx.Module):
             **kwargs: The model's keyword arguments.
 
         Returns:
-            Log densities in constrained space, of the shape of the leading axes.
+            Log densities in constrained space, of the shape of the leading axes: minus infinity
+            outside the support, but in a NumPyro model what its bijections make of such a point.
 
         Raises:
             TypeError: If the family has no density in closed form or draws some sites as points, or

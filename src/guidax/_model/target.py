@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple
 import equinox as eqx
 import jax.numpy as jnp
 from jax import lax, random
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from .._numerics import log_normal, sum_trailing
 from .._types import Key
@@ -205,6 +205,28 @@ def _value(site: Site, draw: Draw, *, forward: bool) -> Array | None:
         )
     value = draw.values[site.name]
     return value if draw.space_of(site.name) == "constrained" else site.bijection.forward(value)
+
+
+def outside(sites: Iterable[Site]) -> Bool[Array, ""]:
+    """Say whether a latent's value, a number, is neither in its support nor beside it by rounding.
+
+    A draw may be beside it: a tie of `ordered`, the end of `greater_than`, a singular matrix.
+    """
+    found = jnp.zeros((), bool)
+    for site in sites:
+        if site.contains is None or not site.has_bijection:
+            continue
+        x = lax.stop_gradient(site.value)
+        axes = tuple(range(x.ndim - len(site.event_shape), x.ndim))
+        size = jnp.max(jnp.abs(x), axis=axes, keepdims=True, initial=0.0)
+        eps, tiny = float(jnp.finfo(x.dtype).eps), float(jnp.finfo(x.dtype).tiny)
+        again = site.bijection.forward(site.bijection.inverse(x))
+        close = (jnp.abs(again - x) <= 10 * eps * size + tiny) & jnp.isfinite(x)
+        inside = site.contains(x) | jnp.all(close, axis=axes)
+        if len(axes) > 1 and (n := x.shape[-1]) == x.shape[-2]:  # rounded, it may have no factor
+            inside |= site.contains(x + 4 * n * eps * size * jnp.eye(n, dtype=x.dtype))
+        found |= ~jnp.all(inside) & ~jnp.any(jnp.isnan(x))
+    return found
 
 
 def site_entries(site: Site, draw: Draw) -> tuple[Array, Array]:
