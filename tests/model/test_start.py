@@ -259,6 +259,30 @@ def test_bad_models_are_named(key):
             gx.AutoNormal(model, y, key=key)
 
 
+SIZES = {
+    "range": lambda x, n: range(n),
+    "zeros": lambda x, n: jnp.zeros(n),
+    "ones": lambda x, n: jnp.ones((n, 2)),
+    "eye": lambda x, n: jnp.eye(n),
+    "reshape": lambda x, n: jnp.reshape(x, (n, -1)),
+    "tile": lambda x, n: jnp.tile(x, n),
+    "slice": lambda x, n: x[:n],
+    "mask": lambda x, n: x[x > n],
+}
+
+
+@pytest.mark.parametrize("use", SIZES.values(), ids=SIZES)
+def test_sizes_that_are_traced_are_told(use, key):
+    def model(x, n):
+        use(x, n)
+        gx.sample("z", distrax.Normal(jnp.zeros(()), 1.0))
+
+    x = jnp.ones((4, 2))
+    with pytest.raises(TypeError, match=r"model uses the value of an array.*gx.static\(value\)"):
+        gx.AutoNormal(model, x, jnp.asarray(2), key=key)
+    assert gx.AutoNormal(model, gx.static(x), gx.static(2), key=key).family.loc.keys() == {"z"}
+
+
 @pytest.mark.parametrize(
     "constraint, value",
     {
