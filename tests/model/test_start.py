@@ -259,6 +259,15 @@ def test_bad_models_are_named(key):
             gx.AutoNormal(model, y, key=key)
 
 
+def test_complex_observations_are_named(key):
+    def model(y):
+        m = gx.sample("m", distrax.Normal(jnp.zeros(()), 1.0))
+        gx.sample("y", distrax.Normal(m, 1.0), obs=y)
+
+    with pytest.raises(TypeError, match="site 'y' has a complex log density"):
+        gx.AutoNormal(model, jnp.ones(4, complex), key=key)
+
+
 SIZES = {
     "range": lambda x, n: range(n),
     "zeros": lambda x, n: jnp.zeros(n),

@@ -241,7 +241,13 @@ def site_entries(site: Site, draw: Draw) -> tuple[Array, Array]:
         log_det = site.bijection.log_det(draw.values[site.name], site.value)
     if site.mask is False:
         return log_det, log_det
-    total = site.log_prob(_without_padding(site)) * _scale(site) + log_det
+    log_prob = site.log_prob(_without_padding(site))
+    if jnp.iscomplexobj(log_prob):
+        raise TypeError(
+            f"site {site.name!r} has a complex log density, and log densities are real. Where its "
+            "value is complex, write a site for the real part and one for the imaginary part."
+        )
+    total = log_prob * _scale(site) + log_det
     if site.mask is not None:
         total = jnp.where(site.mask, total, _instead(site, draw, space))
     return total, log_det
