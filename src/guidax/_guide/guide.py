@@ -66,6 +66,16 @@ class AutoGuide(eqx.Module):
         admitted: tuple[str, ...] = (),
         create_plates: Callable[..., Any] | None = None,
     ):
+        for name, value, kind in (
+            ("model", model, AbstractModel),
+            ("family", family, AbstractFamily),
+            ("structure", structure, Structure),
+        ):
+            if not isinstance(value, kind):
+                raise TypeError(
+                    f"{type(self).__name__}: {name} is an instance of {kind.__name__}, such as "
+                    f"another guide's {name}, gx.AutoNormal(model, ...).{name}; got {value!r:.100}."
+                )
         self.model, self.family, self.structure = model, family, structure
         self.admitted = admitted
         self.create_plates = None if create_plates is None else Static(create_plates)

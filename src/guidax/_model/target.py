@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -42,6 +42,20 @@ class Draw(eqx.Module):
     space: tuple[tuple[str, Space], ...] = eqx.field(static=True)
     log_q: dict[Block, Array]
 
+    def __check_init__(self) -> None:
+        for name, space in self.space:
+            if space not in get_args(Space):
+                raise ValueError(
+                    f"the space of a draw's site {name!r} is one of {get_args(Space)}; got "
+                    f"{space!r}."
+                )
+        for block in self.log_q:
+            if not isinstance(block, Block):
+                raise TypeError(
+                    "log_q of a draw holds a log density for each gx.Block of sites, such as "
+                    f"gx.Block(({block!r},)); got the key {block!r}."
+                )
+
     @classmethod
     def of(
         cls,
@@ -60,7 +74,17 @@ class Draw(eqx.Module):
         return name in self.values
 
     def __or__(self, other: Draw) -> Draw:
-        """Join the draws of two parts."""
+        """Join the draws of two parts.
+
+        Raises:
+            TypeError: If the other is none.
+            ValueError: If both hold a site.
+        """
+        if not isinstance(other, Draw):
+            raise TypeError(
+                "a family's draw is a gx.Draw, such as gx.Draw.of(values, log_q=...) makes; got "
+                f"{type(other).__name__}."
+            )
         if clash := sorted(self.values.keys() & other.values.keys()):
             raise ValueError(f"two parts draw the sites {clash}.")
         space = tuple(sorted(self.space + other.space))
@@ -133,6 +157,7 @@ class Target(eqx.Module):
 
         Raises:
             ValueError: If a latent has no value and `forward` is false.
+            TypeError: If `draw` is no `Draw`.
         """
         draw = self.given | draw
 
@@ -146,8 +171,17 @@ class Target(eqx.Module):
         return self.score_trace(self.run(draw, forward=forward), draw)
 
     def score_trace(self, trace: Trace, draw: Draw) -> Score:
-        """Score a run that is already there."""
-        draw = self.given | draw
+        """Score a run that is already there.
+
+        Raises:
+            ValueError: If the draw names what the run does not have.
+        """
+        own, draw = draw, self.given | draw
+        if unknown := sorted(own.values.keys() - trace.of("latent").keys()):
+            raise ValueError(
+                f"the draw has values of {unknown}, which are no latents of the model: it has "
+                f"{sorted(trace.of('latent'))}."
+            )
         terms, log_det = {}, jnp.zeros(())
         for site in scored_sites(trace, draw):
             terms[site.name], site_log_det = _term(site, draw)
@@ -172,7 +206,8 @@ def scaled_sum(blocks: dict[Block, Array], trace: Trace) -> Float[Array, ""]:
     """Sum terms given by block, each times N/B of the plates that the block names.
 
     Raises:
-        ValueError: If a block does not name a subsampled plate around its sites.
+        ValueError: If a block does not name a subsampled plate around its sites, or names a site or
+            plate that is not there.
     """
     total = jnp.zeros(())
     for block, term in blocks.items():
@@ -181,7 +216,17 @@ def scaled_sum(blocks: dict[Block, Array], trace: Trace) -> Float[Array, ""]:
 
 
 def _plate_scale(block: Block, trace: Trace) -> float:
+    if unknown := [name for name in block.sites if name not in trace.sites]:
+        raise ValueError(
+            f"log_q of a draw has a block with the sites {unknown}, which the model lacks: it has "
+            f"{sorted(trace.of('latent'))}."
+        )
     plates = {p.name: p for name in block.sites for p in trace.sites[name].plates}
+    if unknown := [name for name in block.plates if name not in plates]:
+        raise ValueError(
+            f"log_q of a draw has a block with the plates {unknown}, but the plates around its "
+            f"sites {list(block.sites)} are {sorted(plates)}."
+        )
     for p in plates.values():
         if p.name not in block.plates and p.rows < p.size:
             raise ValueError(
