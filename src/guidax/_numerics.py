@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import core, lax
+from jax.custom_derivatives import SymbolicZero
 from jax.extend.core import get_opaque_trace_state
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, PyTree
@@ -79,6 +80,31 @@ def all_finite(tree: PyTree) -> Bool[Array, ""]:
     """Say whether every entry of every leaf is finite."""
     flags = (jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(tree))
     return functools.reduce(jnp.logical_and, flags, jnp.array(True))
+
+
+def held(tree: PyTree) -> PyTree:
+    """Return a tree of floating arrays, constants to the innermost differentiation and to no other.
+
+    `lax.stop_gradient` hides them from outer ones too, so that a gradient that was taken with them
+    held would have wrong derivatives. All leaves are held together: if one of them is perturbed,
+    outer differentiations see them all.
+    """
+    leaves, treedef = jax.tree.flatten(tree)
+    return jax.tree.unflatten(treedef, _held(*leaves))
+
+
+@jax.custom_jvp
+def _held(*leaves: Array) -> list[Array]:
+    return list(leaves)
+
+
+def _held_jvp(primals: Any, tangents: Any) -> tuple[list[Array], list[Any]]:
+    del tangents
+    zeros = [SymbolicZero(jax.typeof(x).to_tangent_aval()) for x in primals]  # cost nothing
+    return list(primals), zeros
+
+
+_held.defjvp(_held_jvp, symbolic_zeros=True)
 
 
 def is_traced(tree: Any) -> bool:

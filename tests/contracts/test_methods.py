@@ -1,6 +1,7 @@
 """One table of methods: every guide answers each of them, in shape and in meaning."""
 
 import distrax
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -202,6 +203,19 @@ def test_a_stack_of_guides_is_refused(entry, guides, key):
             use()
     each = jax.vmap(lambda guide: guide.sample_posterior(key, X, y))(stack)
     assert each["tau"].shape == (2,)
+
+
+def test_a_guide_with_one_stacked_leaf_is_refused(key):
+    guide = gx.AutoNormal(regression, X, y, key=key)
+    many = eqx.tree_at(lambda g: g.family.loc["tau"], guide, jnp.arange(3.0))
+    point = {"tau": jnp.ones(()), "beta": jnp.zeros(X.shape[1])}
+    for use in (lambda: many.log_prob(point, X, y), lambda: gx.ELBO()(many, key, X, y)):
+        with pytest.raises(ValueError, match=r"family\.loc\['tau'\].*stack of guides.*jax.vmap"):
+            use()
+    axes = jax.tree.map(lambda now, then: 0 if now.ndim > then.ndim else None, many, guide)
+    found = jax.vmap(lambda g: g.log_prob(point, X, y), in_axes=(axes,))(many)
+    first = eqx.tree_at(lambda g: g.family.loc["tau"], guide, 0.0 * jnp.ones(()))
+    np.testing.assert_allclose(found[0], first.log_prob(point, X, y), rtol=1e3 * precision())
 
 
 def test_a_stack_of_guides_is_no_part_of_another(key):

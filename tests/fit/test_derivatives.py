@@ -60,6 +60,29 @@ def test_derivatives_by_the_data():
         np.testing.assert_allclose(found, np.full(4, share / CURVATURE), rtol=1e3 * precision())
 
 
+def test_derivatives_of_a_fit_that_sticks_the_landing():
+    """Precision 1/4 of the prior and 4 of each outcome: a share 4 / 16.25 for each outcome."""
+
+    def conjugate(y):
+        m = gx.sample("m", distrax.Normal(1.0, 2.0 * jnp.ones(())))
+        gx.sample("y", distrax.Normal(m, 0.5), obs=y)
+
+    key, options = jax.random.key(0), {"optimizer": optax.adam, "learning_rate": 0.05}
+    guide = gx.AutoNormal(conjugate, DATA, key=key)
+
+    def median(y):
+        objective = gx.ELBO(4, estimator="stl")
+        fitted = gx.fit(key, guide, y, steps=300, objective=objective, progress=False, **options)
+        return fitted.guide.median(y)["m"]
+
+    exact = 4.0 / 16.25
+    for derivative in (jax.grad, jax.jacfwd):
+        np.testing.assert_allclose(derivative(median)(DATA), np.full(4, exact), rtol=1e-3)
+    step = precision() ** (1 / 3)
+    difference = (median(DATA.at[0].add(step)) - median(DATA.at[0].add(-step))) / (2 * step)
+    np.testing.assert_allclose(difference, exact, rtol=1e-2)
+
+
 def test_a_model_may_close_over_what_is_mapped():
     """The prior's scale `s` is in no argument: the mode is `y / (1 + 1 / s^2)`."""
 

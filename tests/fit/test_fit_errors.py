@@ -348,6 +348,16 @@ def test_the_rate_is_a_number(guide, key):
             gx.fit(key, guide, DATA, steps=3, progress=False, learning_rate=bad)
 
 
+@pytest.mark.parametrize("optimizer", [None, optax.adam], ids=["default", "adam"])
+def test_a_schedule_gives_one_real_number(guide, key, optimizer):
+    options = {"steps": 3, "progress": False, "optimizer": optimizer}
+    for bad in ("fast", None, jnp.ones(2), 1j, True):
+        with refused_type("what the schedule learning_rate returns is"):
+            gx.fit(key, guide, DATA, learning_rate=lambda step, bad=bad: bad, **options)
+    for good in (1, 0.01, np.float32(0.01), jnp.asarray(0.01)):
+        gx.fit(key, guide, DATA, learning_rate=lambda step, good=good: good, **options)
+
+
 def test_objective_is_an_instance(guide, key):
     with refused_type(r"objective is one such as gx\.ELBO\(\) \(with parentheses: gx\.ELBO\(\)\)"):
         gx.fit(key, guide, DATA, steps=3, progress=False, objective=gx.ELBO)

@@ -292,6 +292,18 @@ def test_extreme_values_stay_in_sets_that_have_no_gap_at_their_edge(name):
     assert bool(CASES[name][0](y).all())
 
 
+@pytest.mark.parametrize("dtype", [jnp.float32, float])
+@pytest.mark.parametrize("constraint", [C.positive, C.softplus_positive, C.nonnegative], ids=str)
+def test_what_rounds_to_zero_stays_positive(constraint, dtype):
+    bijector, x = gx.biject_to(constraint), jnp.asarray([-1000.0, -200.0, -50.0], dtype)
+    y = bijector.forward(x)
+    assert y.dtype == x.dtype and bool(jnp.all(C.positive(y)))
+    expected = np.maximum(np.exp(np.asarray(x, np.float64)), np.finfo(y.dtype).tiny)
+    np.testing.assert_allclose(y, expected, rtol=1e-5)
+    np.testing.assert_allclose(bijector.forward_log_det_jacobian(x), x, rtol=1e-6)
+    assert bool(jnp.all(jnp.isfinite(jax.vmap(jax.grad(bijector.forward))(x))))
+
+
 @every_case
 def test_event_axes(name):
     constraint, _, shape, _ = CASES[name]

@@ -80,6 +80,52 @@ def test_arrays_of_a_module_are_trained(key):
     assert abs(float(fitted.model.arrays.bias)) < 0.1
 
 
+def test_supports_may_have_array_bounds(key):
+    """On [0, 1] x [0, 3] a flat density has the evidence 3, and a guide of medians the middle."""
+    high = jnp.asarray([1.0, 3.0], float)
+
+    def flat(z):
+        return 0.0 * jnp.sum(z)
+
+    model = gx.from_log_density(flat, jnp.zeros(2), gx.constraints.interval(jnp.zeros(2), high))
+    again = gx.from_log_density(flat, jnp.zeros(2), gx.constraints.interval(jnp.zeros(2), high + 0))
+    other = gx.from_log_density(flat, jnp.zeros(2), gx.constraints.interval(jnp.zeros(2), high + 1))
+    assert model == again and model != other
+    treedefs = [jax.tree.structure(m) for m in (model, again)]
+    assert hash(treedefs[0]) == hash(treedefs[1])
+    guide = gx.AutoNormal(model, key=key, init_loc_fn=gx.init_to_feasible(), init_scale=1.5)
+    np.testing.assert_allclose(guide.median()["value"], [0.5, 1.5], rtol=1e-5)
+    diagnosis = gx.diagnose(key, guide, num_samples=4000)
+    assert abs(diagnosis.log_evidence - np.log(3.0)) < 5 * diagnosis.log_evidence_error
+    assert gx.log_joint(model, {"value": jnp.asarray([0.5, 3.5])}) == -jnp.inf
+
+
+C = gx.constraints
+
+
+@pytest.mark.parametrize(
+    "shape, constraint, error, message",
+    [
+        ((), C.simplex, ValueError, r"supports\['a'\] is simplex, but the site has shape \(\)"),
+        ((2, 3), C.corr_matrix, ValueError, r"supports\['a'\] is corr_matrix.*shape \(2, 3\)"),
+        ((3,), C.interval(np.zeros(2), 1.0), ValueError, r"supports\['a'\].*shape \(3,\)"),
+        ((3,), C.sphere, ValueError, r"supports\['a'\]: the support is a sphere"),
+        ((3,), C.boolean, TypeError, r"supports\['a'\]: the support is discrete"),
+    ],
+    ids=["simplex", "matrix", "bounds", "sphere", "discrete"],
+)
+def test_supports_that_do_not_fit_are_named(shape, constraint, error, message):
+    with pytest.raises(error, match=message):
+        gx.from_log_density(lambda z: 0.0, {"a": jnp.zeros(shape)}, {"a": constraint})
+
+
+@pytest.mark.parametrize("result", [None, "0", 1j, {"a": 0.0}], ids=str)
+def test_a_log_density_returns_a_real_number(result, key):
+    model = gx.from_log_density(lambda z: result, jnp.zeros(3))
+    with pytest.raises(TypeError, match="what the log density <lambda> returns is"):
+        gx.AutoNormal(model, key=key)
+
+
 def test_mistakes_are_named(key):
     for example, message in (
         ({}, "no leaf"),

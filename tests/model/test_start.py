@@ -259,6 +259,75 @@ def test_bad_models_are_named(key):
             gx.AutoNormal(model, y, key=key)
 
 
+def test_complex_observations_are_named(key):
+    def model(y):
+        m = gx.sample("m", distrax.Normal(jnp.zeros(()), 1.0))
+        gx.sample("y", distrax.Normal(m, 1.0), obs=y)
+
+    with pytest.raises(TypeError, match="site 'y' has a complex log density"):
+        gx.AutoNormal(model, jnp.ones(4, complex), key=key)
+
+
+SIZES = {
+    "range": lambda x, n: range(n),
+    "zeros": lambda x, n: jnp.zeros(n),
+    "ones": lambda x, n: jnp.ones((n, 2)),
+    "eye": lambda x, n: jnp.eye(n),
+    "reshape": lambda x, n: jnp.reshape(x, (n, -1)),
+    "tile": lambda x, n: jnp.tile(x, n),
+    "slice": lambda x, n: x[:n],
+    "mask": lambda x, n: x[x > n],
+}
+
+
+@pytest.mark.parametrize("use", SIZES.values(), ids=SIZES)
+def test_sizes_that_are_traced_are_told(use, key):
+    def model(x, n):
+        use(x, n)
+        gx.sample("z", distrax.Normal(jnp.zeros(()), 1.0))
+
+    x = jnp.ones((4, 2))
+    with pytest.raises(TypeError, match=r"model uses the value of an array.*gx.static\(value\)"):
+        gx.AutoNormal(model, x, jnp.asarray(2), key=key)
+    assert gx.AutoNormal(model, gx.static(x), gx.static(2), key=key).family.loc.keys() == {"z"}
+
+
+@pytest.mark.parametrize(
+    "constraint, value",
+    {
+        gx.constraints.positive: 0.0,
+        gx.constraints.zero_sum(): np.ones(3),
+        gx.constraints.simplex: np.ones(3),
+        gx.constraints.l1_ball: np.ones(3),
+        gx.constraints.ordered: np.zeros(3),
+        gx.constraints.corr_matrix: 2 * np.eye(2),
+        gx.constraints.corr_cholesky: 2 * np.eye(2),
+        gx.constraints.lower_cholesky: np.ones((2, 2)),
+    }.items(),
+    ids=str,
+)
+def test_starts_outside_a_constraint_are_refused(constraint, value, key):
+    """Also where the bijection takes them into it."""
+
+    def of_param():
+        gx.sample("z", distrax.Normal(jnp.zeros(()), 1.0))
+        gx.param("p", jnp.asarray(value, float), constraint)
+
+    def of_latent():
+        gx.sample("z", gx.ImproperUniform(constraint, event_shape=np.shape(value)))
+
+    with pytest.raises(ValueError, match="'p': 1 of its values lie outside"):
+        gx.AutoNormal(of_param, key=key)
+    start = gx.init_to_value({"z": jnp.asarray(value, float)})
+    with pytest.raises(ValueError, match="'z': 1 of the values that init_to_value gives it lie"):
+        gx.AutoNormal(of_latent, key=key, init_loc_fn=start)
+    made = jax.jit(lambda: gx.AutoNormal(of_latent, key=key, init_loc_fn=start))()
+    assert np.all(np.isnan(made.family.loc["z"]))
+    inside = gx.AutoDelta(of_latent, key=key).median()["z"]
+    again = gx.AutoDelta(of_latent, key=key, init_loc_fn=gx.init_to_value({"z": inside}))
+    np.testing.assert_allclose(again.median()["z"], inside, rtol=1e-4, atol=1e-5)
+
+
 def test_bad_arguments_are_named(key):
     X, y = regression_data()
     with pytest.raises(TypeError, match=r"do not fit the model regression\(X, y=None\)"):

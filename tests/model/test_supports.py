@@ -711,3 +711,26 @@ def test_improper_uniform_is_flat():
 def test_improper_uniform_errors(make, error, message):
     with pytest.raises(error, match=message):
         make()
+
+
+FACTORS = {
+    "WishartTriL": (lambda flag: tfd.WishartTriL(f(4.0), CORR, flag), "jnp.linalg.cholesky"),
+    "LKJ": (lambda flag: tfd.LKJ(3, f(2.0), flag), "use CholeskyLKJ"),
+    "LKJ, many": (lambda flag: tfd.Sample(tfd.LKJ(3, f(2.0), flag), 2), "use CholeskyLKJ"),
+}
+
+
+@pytest.mark.parametrize("make, way", FACTORS.values(), ids=FACTORS)
+def test_the_density_of_a_matrix_is_not_that_of_its_factor(make, way, key):
+    """TFP's density of the factor L is that of L L': as a prior of L it does not integrate to 1."""
+
+    def model(flag, obs=None):
+        gx.sample("x", distrax.Normal(jnp.zeros(()), 1.0))
+        gx.sample("L", make(flag), obs=obs)
+
+    with pytest.raises(ValueError, match=f"latent site 'L': .*density of the matrix.*{way}"):
+        gx.AutoNormal(model, True, key=key)
+    assert gx.AutoNormal(model, False, key=key).family.loc.keys() == {"x", "L"}
+    shape = make(True).event_shape
+    factor = jnp.broadcast_to(jnp.eye(shape[-1]), shape)
+    assert gx.AutoNormal(model, True, factor, key=key).family.loc.keys() == {"x"}

@@ -11,7 +11,7 @@ import pytest
 from tensorflow_probability.substrates.jax import distributions as tfd
 
 import guidax as gx
-from assertions import assert_mean_close, identical, perturbed, precision, refused_type
+from assertions import assert_mean_close, distance, identical, perturbed, precision, refused_type
 from models import ConjugateNormal, Hierarchy, regression, regression_data
 
 DATA = jnp.asarray(ConjugateNormal.y, float)
@@ -286,3 +286,32 @@ def test_optimum_does_not_depend_on_the_objective(key):
     for site, x in fitted["pathwise"].items():
         np.testing.assert_allclose(fitted["mean field"][site], x, atol=0.08)
     assert not identical(fitted["pathwise"], fitted["mean field"])
+
+
+@pytest.mark.parametrize(
+    "make", (gx.AutoNormal, gx.AutoMultivariateNormal, gx.AutoIAFNormal), ids=lambda c: c.__name__
+)
+def test_gradients_that_stick_the_landing_have_derivatives(make, key):
+    """As differences of them say, by the parameters and by the data, whichever are trained."""
+    y = jnp.arange(4.0)
+    guide = perturbed(make(mixed, y, key=key, init_scale=0.4), key, 0.1)
+    loss = gx.ELBO(4, estimator="stl")
+
+    def gradients(guide, y):
+        first, *rest = jax.tree.leaves(guide)
+        treedef = jax.tree.structure(guide)
+
+        def of_first(x):
+            return loss(jax.tree.unflatten(treedef, [x, *rest]), key, y)
+
+        return jax.grad(loss)(guide, key, y), jax.grad(of_first)(first)
+
+    at, along = (guide, y), perturbed((guide, y), jax.random.key(1), 1.0)
+    step = precision() ** (1 / 3)
+    above = jax.jit(gradients)(*jax.tree.map(lambda a, b: a + step * b, at, along))
+    below = jax.jit(gradients)(*jax.tree.map(lambda a, b: a - step * b, at, along))
+    expected = jax.tree.map(lambda a, b: (a - b) / (2 * step), above, below)
+    _, found = jax.jit(lambda at: jax.jvp(gradients, at, along))(at)
+    size = max(float(jnp.abs(x).max()) for x in jax.tree.leaves(expected))
+    assert size > 1.0
+    assert distance(found, expected) < 20 * step**2 * size + 20 * precision() / step * size

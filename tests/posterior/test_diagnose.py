@@ -106,6 +106,22 @@ def test_the_spread_of_a_complex_site_is_real(key):
     np.testing.assert_allclose(std["turned"], 5.0 * std["x"], rtol=1e-4)
 
 
+def test_draws_without_density_are_told(key):
+    """A tenth of the guide lies where the posterior has none."""
+
+    def model():
+        x = gx.sample("x", distrax.Normal(jnp.zeros(()), 1.0))
+        gx.factor("cut", jnp.where(x > 1.2816, -jnp.inf, 0.0))
+
+    start = gx.init_to_value({"x": 0.0})
+    guide = gx.AutoNormal(model, key=key, init_scale=1.0, init_loc_fn=start)
+    diagnosis = gx.diagnose(key, guide, num_samples=1000)
+    none = int(np.sum(diagnosis.log_weights == -np.inf))
+    assert 60 < none < 140
+    assert f"({none} of 1000 draws lie where the posterior has no density.)" in diagnosis.reading
+    assert "no density" not in gx.diagnose(key, guide_with(TARGET, 1.0)).reading
+
+
 def test_khat_grows_as_the_guide_narrows(key):
     # The weights of a guide with scale `c` have the shape k = 1 - c^2, for very many draws.
     khats = [float(gx.diagnose(key, guide_with(TARGET, c)).khat) for c in (1.5, 0.8, 0.5, 0.1)]

@@ -9,11 +9,11 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jax import lax
 from jaxtyping import Array, Float
 
 from .._model.target import Block, Draw, Target
 from .._model.trace import LatentSpec
+from .._numerics import held
 from .._types import Key
 
 
@@ -106,7 +106,8 @@ class AbstractFamily(eqx.Module):
             The draw; None where the family has no density.
         """
         draw = self.draw(key, target)
-        log_q = jax.tree.map(lax.stop_gradient, self).log_q(draw, target)
+        frozen, _ = held((self, draw.values))
+        log_q = frozen.log_q(draw, target)
         return None if log_q is None else Draw(draw.values, draw.space, log_q)
 
     def entropy(self, target: Target) -> dict[Block, Array]:

@@ -8,13 +8,12 @@ import distrax
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jax import lax
 from jaxtyping import Array, Float
 
 from .._flow.base import AbstractLayer, pull_back_by_inverse
 from .._model.target import Draw, Target
 from .._model.trace import LatentSpec
-from .._numerics import log_normal
+from .._numerics import held, log_normal
 from .._types import Key
 from .flat import AbstractFlat, AbstractFlatNormal, standard_normal
 
@@ -85,7 +84,8 @@ class Flow(AbstractFlat):
         """
         self._whole(target.indices)
         eps, _ = standard_normal(key, self.affine.loc)
-        frozen = jax.tree.map(lax.stop_gradient, self)
+        z = jnp.asarray(self.transform().forward(eps))
+        frozen, z_held = held((self, z))
         flow, affine = frozen.flow.bijector(), frozen.affine.transform()
 
         def log_q_at(eps: Float[Array, " dim"]) -> Float[Array, ""]:
@@ -96,6 +96,5 @@ class Flow(AbstractFlat):
         image = jnp.asarray(flow.forward(eps))
         gradient = frozen.flow.pull_back(eps, image, gradient)
         gradient = pull_back_by_inverse(affine, jnp.asarray(affine.forward(image)), gradient)
-        z = jnp.asarray(self.transform().forward(eps))
-        along = log_q + jnp.vdot(gradient, z - lax.stop_gradient(z))
+        along = log_q + jnp.vdot(gradient, z - z_held)
         return Draw.of(self.to_values(z, target.indices), "unconstrained", {self.block: along})

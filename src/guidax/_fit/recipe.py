@@ -15,7 +15,7 @@ from jaxtyping import Array, ArrayLike, Float, PyTree
 
 from .._guide.guide import AutoGuide
 from .._model.static import Static
-from .._numerics import from_host, is_traced
+from .._numerics import as_array, from_host, is_traced
 from .default import MAX_TURNED, default_optimizer
 
 DEFAULT_RATE = 1e-2  # of an optimizer that is given without one
@@ -137,6 +137,8 @@ def make_recipe(
             "it out, or pass a function of the rate, such as optimizer=optax.adam."
         )
     schedule = learning_rate if callable(learning_rate) else None
+    if schedule is not None:
+        _require_schedule(schedule)
     if schedule is not None or learning_rate is None:
         learning_rate = guide.learning_rate if optimizer is None else DEFAULT_RATE
     rate = as_rate(learning_rate)
@@ -175,6 +177,21 @@ def as_rate(learning_rate: Any) -> Float[Array, ""]:
             f"{learning_rate}."
         )
     return from_host(rate) if isinstance(rate, np.ndarray) else rate
+
+
+def _require_schedule(schedule: Schedule) -> None:
+    """Refuse a schedule that gives anything but one real number.
+
+    Raises:
+        TypeError: If it does.
+    """
+    what = "what the schedule learning_rate returns"
+    step = jax.ShapeDtypeStruct((), jnp.int32)
+    made = jax.eval_shape(lambda step: as_array(what, schedule(step)), step)
+    if made.shape != () or not jnp.issubdtype(made.dtype, jnp.number):
+        raise TypeError(f"{what} is one number; got an array of {made.dtype}, shape {made.shape}.")
+    if jnp.issubdtype(made.dtype, jnp.complexfloating):
+        raise TypeError(f"{what} is a real number; got a complex one.")
 
 
 def _as_transformation(optimizer: Any) -> Any:

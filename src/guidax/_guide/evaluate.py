@@ -16,7 +16,7 @@ from .._family.product import joined_params
 from .._model.batch import Batch
 from .._model.model import at_zero
 from .._model.points import as_points, over_points
-from .._model.target import Draw, scaled_sum
+from .._model.target import Draw, outside, scaled_sum
 from .._model.trace import Trace
 from .._numerics import map_at_a_time
 from .._types import Key
@@ -146,7 +146,8 @@ def _log_prob(guide: AutoGuide, latents: dict[str, Array], batch: Batch) -> Floa
     log_det = (
         s.plate_scale * jnp.sum(s.known_bijection.log_det(u[n], s.value)) for n, s in sites.items()
     )
-    return scaled_sum(log_q, trace) - sum(log_det)
+    found = scaled_sum(log_q, trace) - sum(log_det)
+    return jnp.where(outside(sites.values()), -jnp.inf, found)
 
 
 @jax.jit

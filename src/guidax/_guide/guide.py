@@ -55,7 +55,8 @@ class AutoGuide(eqx.Module):
     structure: Structure = eqx.field(static=True, repr=False)
     admitted: tuple[str, ...] = eqx.field(static=True)
     create_plates: Static | None = eqx.field(static=True)
-    ranks: tuple[int, ...] = eqx.field(static=True, repr=False)  # of the leaves of one family
+    # Of the leaves of one family.
+    ranks: tuple[tuple[str, int], ...] = eqx.field(static=True, repr=False)
 
     def __init__(
         self,
@@ -65,6 +66,16 @@ class AutoGuide(eqx.Module):
         admitted: tuple[str, ...] = (),
         create_plates: Callable[..., Any] | None = None,
     ):
+        for name, value, kind in (
+            ("model", model, AbstractModel),
+            ("family", family, AbstractFamily),
+            ("structure", structure, Structure),
+        ):
+            if not isinstance(value, kind):
+                raise TypeError(
+                    f"{type(self).__name__}: {name} is an instance of {kind.__name__}, such as "
+                    f"another guide's {name}, gx.AutoNormal(model, ...).{name}; got {value!r:.100}."
+                )
         self.model, self.family, self.structure = model, family, structure
         self.admitted = admitted
         self.create_plates = None if create_plates is None else Static(create_plates)
@@ -148,7 +159,8 @@ class AutoGuide(eqx.Module):
             **kwargs: The model's keyword arguments.
 
         Returns:
-            Log densities in constrained space, of the shape of the leading axes.
+            Log densities in constrained space, of the shape of the leading axes: minus infinity
+            outside the support, but in a NumPyro model what its bijections make of such a point.
 
         Raises:
             TypeError: If the family has no density in closed form (annealed guides) or draws some
@@ -259,11 +271,13 @@ class AutoGuide(eqx.Module):
 
     def _require_one(self) -> None:
         """Refuse several guides in one, whose densities would be added up."""
-        ranks = ranks_of(self.family)
-        more = {now - then for now, then in zip(ranks, self.ranks, strict=False)}
-        if len(ranks) == len(self.ranks) and len(more) == 1 and more.pop() > 0:
+        ranks, then = ranks_of(self.family), dict(self.ranks)
+        if ranks == self.ranks or then.keys() != dict(ranks).keys():  # the family has been replaced
+            return
+        if more := [name for name, rank in ranks if rank > then[name]]:
+            which = "each leaf" if len(more) == len(ranks) else f"family{more[0]}"
             raise ValueError(
-                f"each leaf of this {type(self).__name__} has more axes than it was made with: it "
+                f"{which} of this {type(self).__name__} has more axes than it was made with: it "
                 "is a stack of guides, such as jax.vmap over a constructor or a fit returns. Map "
                 "over it with jax.vmap, or take one out, jax.tree.map(lambda x: x[0], guide)."
             )
@@ -392,9 +406,10 @@ class AutoContinuous(AutoGuide):
         return family
 
 
-def ranks_of(family: AbstractFamily) -> tuple[int, ...]:
-    """Return how many axes each leaf of one guide's family has."""
-    return tuple(jnp.ndim(x) for x in jax.tree.leaves(family))
+def ranks_of(family: AbstractFamily) -> tuple[tuple[str, int], ...]:
+    """Return how many axes each leaf of one guide's family has, by where it is."""
+    leaves = jax.tree_util.tree_leaves_with_path(family)
+    return tuple((jax.tree_util.keystr(path), jnp.ndim(x)) for path, x in leaves)
 
 
 def key_or_fixed(who: str, key: Key | None) -> Key:

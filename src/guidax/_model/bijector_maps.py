@@ -122,10 +122,11 @@ class Identity(AbstractScalarMap):
 
 
 class Exp(AbstractScalarMap):
-    """`y = exp(x)`, onto the positive numbers."""
+    """`y = exp(x)`, onto the positive numbers: the smallest normal one where that rounds to 0."""
 
     def forward(self, x: Array) -> Array:
-        return jnp.exp(x)
+        y = jnp.exp(x)
+        return jnp.maximum(y, tiny(y))
 
     def inverse(self, y: Array) -> Array:
         return safe_log(jnp.asarray(y))
@@ -135,10 +136,11 @@ class Exp(AbstractScalarMap):
 
 
 class Softplus(AbstractScalarMap):
-    """`y = log(1 + exp(x))`, onto the positive numbers."""
+    """`y = log(1 + exp(x))`, onto the positive numbers: the smallest normal one, as of `Exp`."""
 
     def forward(self, x: Array) -> Array:
-        return softplus(x)
+        y = softplus(x)
+        return jnp.maximum(y, tiny(y))
 
     def inverse(self, y: Array) -> Array:
         return inverse_softplus(jnp.asarray(y))
@@ -292,7 +294,7 @@ class StickBreaking(AbstractVectorMap):
 
 
 class Ordered(AbstractVectorMap):
-    """`y_0 = x_0` and `y_k = y_{k-1} + exp(x_k)`."""
+    """`y_0 = x_0` and `y_k = y_{k-1} + exp(x_k)`, with a tie where rounding leaves none of it."""
 
     def forward(self, x: Array) -> Array:
         x = jnp.asarray(x)

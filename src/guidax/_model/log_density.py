@@ -14,6 +14,7 @@ import numpy as np
 from jax import dtypes
 from jaxtyping import Array
 
+from .._numerics import as_array
 from .._types import Key, is_number
 from . import constraints
 from .batch import Batch
@@ -48,7 +49,7 @@ def from_log_density(
     Raises:
         TypeError: If a leaf of `example` is not floating, or a support is no constraint.
         ValueError: If `example` has no leaf, two of its leaves have one name, or `supports` names
-            a site that is not there.
+            a site that is not there, or has values of another shape than a site.
     """
     return LogDensity(log_density, example, supports)
 
@@ -80,7 +81,7 @@ class LogDensity(AbstractCallableModel):
                 f"the names {twice} of the example's leaves are used twice or reserved: rename "
                 "keys."
             )
-        self.supports = Static(_named_supports(supports, names))
+        self.supports = Static(_named_supports(supports, self.sites))
 
     def signature(self) -> inspect.Signature | None:
         """Return the function's signature without its first parameter."""
@@ -106,7 +107,10 @@ class LogDensity(AbstractCallableModel):
         if missing := [name for name, value in values.items() if value is None]:
             raise ValueError(f"the sites {missing} of a log density have no prior to draw from.")
         latents = jax.tree.unflatten(self.treedef, list(values.values()))
-        term = jnp.asarray(self.fn.build()(latents, *args, **kwargs))
+        what = f"what the log density {self.name} returns"
+        term = as_array(what, self.fn.build()(latents, *args, **kwargs))
+        if jnp.iscomplexobj(term):
+            raise TypeError(f"{what} is complex, and log densities are real.")
         if term.shape != ():
             raise ValueError(
                 f"the log density {self.name} returned shape {term.shape}; it must return one "
@@ -148,8 +152,10 @@ def _site_of(path: tuple[Any, ...], leaf: Any) -> tuple[str, tuple[int, ...], st
 
 
 def _named_supports(
-    supports: Mapping[str, Constraint] | Constraint | None, names: list[str]
+    supports: Mapping[str, Constraint] | Constraint | None,
+    sites: tuple[tuple[str, tuple[int, ...], str], ...],
 ) -> dict[str, Constraint]:
+    names = [name for name, _, _ in sites]
     if isinstance(supports, Constraint):
         if names != ["value"]:
             raise TypeError(
@@ -160,8 +166,32 @@ def _named_supports(
     given = dict(supports or {})
     if unknown := sorted(given.keys() - set(names)):
         raise ValueError(f"supports names {unknown}, but the example has the sites {names}.")
-    for name, constraint in given.items():
-        if not isinstance(constraint, Constraint):
-            raise TypeError(f"supports[{name!r}] takes one of gx.constraints; got {constraint!r}.")
-        bijection_of(constraint, 0)  # raises where there is none
+    for name, shape, dtype in sites:
+        if name in given:
+            _require_fit(name, given[name], jax.ShapeDtypeStruct(shape, dtype))
     return {name: given.get(name, constraints.real) for name in names}
+
+
+def _require_fit(name: str, constraint: Any, leaf: jax.ShapeDtypeStruct) -> None:
+    """Refuse a support that is none, has no bijection, or is of values of another shape.
+
+    Raises:
+        TypeError: If it is no constraint, or a discrete one.
+        ValueError: If it has no bijection, or does not fit.
+    """
+    if not isinstance(constraint, Constraint):
+        raise TypeError(f"supports[{name!r}] takes one of gx.constraints; got {constraint!r}.")
+    try:
+        bijection = bijection_of(constraint, 0)
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"supports[{name!r}]: {error}") from None
+    try:
+        u = jax.eval_shape(bijection.inverse, leaf)
+        fits = jax.eval_shape(bijection.forward, u).shape == leaf.shape
+    except (TypeError, ValueError, IndexError):
+        fits = False
+    if not fits or len(leaf.shape) < constraint.event_dim:
+        raise ValueError(
+            f"supports[{name!r}] is {constraint!r}, but the site has shape {leaf.shape}, which is "
+            "that of no value in it. Change the example, or the constraint."
+        )

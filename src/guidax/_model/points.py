@@ -17,7 +17,7 @@ from .indices import admit_all
 from .model import AbstractModel, at_zero
 from .program import as_model
 from .structure import describe
-from .target import Draw, Target
+from .target import Draw, Target, outside
 
 
 def log_joint(
@@ -36,7 +36,8 @@ def log_joint(
         **kwargs: The model's keyword arguments.
 
     Returns:
-        Log joint densities, of the shape of the leading axes.
+        Log joint densities, of the shape of the leading axes: minus infinity outside the support,
+        which NumPyro's distributions tell themselves.
 
     Raises:
         TypeError: If the arguments do not fit the model, or `latents` is no dictionary of arrays.
@@ -56,7 +57,10 @@ def _log_joint(model: AbstractModel, latents: dict[str, Array], batch: Batch) ->
     plates = {p.name: p for p in describe(model, batch, random.key(0)).plates}
     whole = {name: jnp.arange(plates[name].size) for name in batch.admitted}
     target = Target(model, batch, random.key(0), whole | batch.rows)
-    return target.score(Draw.of(latents, "constrained")).log_density
+    draw = Draw.of(latents, "constrained")
+    trace = target.run(draw)
+    beside = outside(trace.of("latent").values())
+    return jnp.where(beside, -jnp.inf, target.score_trace(trace, draw).log_density)
 
 
 def as_points(latents: Mapping[str, ArrayLike], ignored: Container[str]) -> dict[str, Array]:

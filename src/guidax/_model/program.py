@@ -261,7 +261,16 @@ def _latent_bijection(fn: Any, batch_ndim: int) -> Bijection | str:
                 "a Masked distribution leaves entries of its value without a density: use "
                 "gx.handlers.mask, which a guide can see."
             )
-        inner = getattr(inner, "distribution", None)
+        if getattr(inner, "input_output_cholesky", False) is True:
+            name = type(inner).__name__
+            factored = "factor the value with jnp.linalg.cholesky in the model"
+            way = "use CholeskyLKJ" if name == "LKJ" else f"leave the flag out and {factored}"
+            return ValueError(
+                f"{name}(input_output_cholesky=True) scores the factor L with the density of the "
+                f"matrix L L', which is not that of L: {way}."
+            )
+        parts = ("distribution", "components_distribution")
+        inner = next((x for part in parts if (x := getattr(inner, part, None)) is not None), None)
     try:
         return bijection_of(support(fn), batch_ndim)
     except (TypeError, ValueError) as error:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import equinox as eqx
@@ -19,7 +19,7 @@ from .._types import Key
 from .batch import Batch
 from .indices import drawable_plates, refusal
 from .model import AbstractModel, at_zero
-from .strategies import init_to_uniform, strategy_at
+from .strategies import init_to_uniform, init_to_value, strategy_at
 from .structure import describe
 from .target import Draw, Target
 from .trace import Indices, LatentSpec, Site, Structure, Trace
@@ -75,6 +75,7 @@ class _Try(eqx.Module):
         ok: Whether log density and gradient are finite.
         terms: Log density by site.
         outside: How many values lie outside the support, by observed and `param` site.
+        misplaced: How many of the values that were given to start at do, by latent.
         leaks: For each padded latent, whether another term reads a masked entry.
     """
 
@@ -83,6 +84,7 @@ class _Try(eqx.Module):
     ok: Bool[Array, ""]
     terms: dict[str, Float[Array, ""]]
     outside: dict[str, Int[Array, ""]]
+    misplaced: dict[str, Int[Array, ""]]
     leaks: dict[str, Bool[Array, ""]]
 
 
@@ -204,12 +206,21 @@ def initial_params(
     model: AbstractModel, batch: Batch, key: Key, names: tuple[str, ...], indices: Indices
 ) -> dict[str, Any]:
     """Return unconstrained values of the `param` sites: those of the model, else their starts."""
+    return _initial_params(model, batch, key, names, indices)[0]
+
+
+def _initial_params(
+    model: AbstractModel, batch: Batch, key: Key, names: tuple[str, ...], indices: Indices
+) -> tuple[dict[str, Any], dict[str, Int[Array, ""]]]:
+    """Return them, and how many values of each start lie outside its constraint."""
     params = dict(model.params)
     missing = [name for name in names if name not in params]
-    if missing:
-        sites = model.run(batch, key, at_zero, indices).sites
-        params |= {n: sites[n].known_bijection.inverse(sites[n].value) for n in missing}
-    return params
+    if not missing:
+        return params, {}
+    sites = model.run(batch, key, at_zero, indices).sites
+    params |= {n: sites[n].known_bijection.inverse(sites[n].value) for n in missing}
+    # Asked of the values as given: bijections take what is outside of some sets into them.
+    return params, _count_outside(sites[n] for n in missing)
 
 
 def _try(
@@ -223,11 +234,12 @@ def _try(
     """Return the starting point of one number, with what there is to say about it."""
     indices = _rows_of_start(model, batch, key, structure)
     batch = batch.without_rows()
-    params = initial_params(model, batch, key, structure.params, indices)
+    params, outside_params = _initial_params(model, batch, key, structure.params, indices)
     model = model.with_params(params)
     specs = {s.name: s for s in structure.latents}
     keys = dict(zip(specs, random.split(random.fold_in(key, i), len(specs)), strict=True))
     given: dict[str, Array] = {}  # values that a strategy gave for all rows of a plate
+    misplaced: dict[str, Array] = {}
     uniform = _uniform_values(strategy, specs, keys)
 
     def choose(site: Site) -> Array:
@@ -236,7 +248,11 @@ def _try(
         else:
             value = strategy(site, keys[site.name])
         value = jnp.asarray(value).astype(site.dtype)
-        return _of_run(site, specs[site.name], value, indices, given)
+        value = _of_run(site, specs[site.name], value, indices, given)
+        if isinstance(strategy_at(strategy, site.name), init_to_value):
+            whole = given.get(site.name, value)
+            misplaced.update(_count_outside([dataclasses.replace(site, value=whole)]))
+        return value
 
     sites = model.run(batch, key, choose, indices).sites
     u, full = {}, {}
@@ -257,9 +273,10 @@ def _try(
     return _Try(
         params=jax.tree.map(strong, params),
         location=jax.tree.map(strong, full),
-        ok=all_finite((value, grads)),
+        ok=all_finite((value, grads)) & (sum(misplaced.values(), jnp.int32(0)) == 0),
         terms=terms,
-        outside=outside,
+        outside=outside | outside_params,
+        misplaced=misplaced,
         leaks={name: _leak(target, u, name) for name in structure.padded},
     )
 
@@ -338,8 +355,12 @@ def _with_all_rows(u: Array, spec: LatentSpec) -> Array:
 
 def _outside(trace: Trace) -> dict[str, Int[Array, ""]]:
     """Count the values outside the support, by observed or param site."""
+    return _count_outside((*trace.of("observed").values(), *trace.of("param").values()))
+
+
+def _count_outside(sites: Iterable[Site]) -> dict[str, Int[Array, ""]]:
     found = {}
-    for site in (*trace.of("observed").values(), *trace.of("param").values()):
+    for site in sites:
         if site.contains is None or site.mask is False:
             continue
         inside = jnp.asarray(site.contains(site.value))
@@ -375,6 +396,12 @@ def _raise_for(found: _Try) -> None:
                 "distribution or constraint (NaN lies in none). Correct the data; where entries "
                 "are missing, mask them: gx.handlers.mask(mask=~jnp.isnan(y)), in a NumPyro model "
                 "its own numpyro.handlers.mask."
+            )
+    for name, misplaced in found.misplaced.items():
+        if count := int(misplaced):
+            raise ValueError(
+                f"site {name!r}: {count} of the values that init_to_value gives it lie outside its "
+                "support (NaN lies in none). Give values inside, or none for this site."
             )
     for name, leak in found.leaks.items():
         if bool(leak):

@@ -13,6 +13,7 @@ import numpy as np
 from jax import core
 
 from .._types import is_typed_key
+from .constraint_types import Constraint
 
 
 class Static:
@@ -104,6 +105,8 @@ def _leaf_key(leaf: Any) -> Hashable:
         return "partial", _leaf_key(leaf.func), _tree_key((leaf.args, leaf.keywords))
     if isinstance(leaf, Static):
         return leaf
+    if isinstance(leaf, Constraint):  # its bounds may be arrays
+        return type(leaf), *map(_leaf_key, leaf._parameters())
     try:
         hash(leaf)
     except (TypeError, ValueError):  # the latter of a memoryview

@@ -121,7 +121,7 @@ class init_to_value(eqx.Module):
 
     Raises:
         TypeError: If `values` is no dictionary.
-        ValueError: When used, if a value has another shape.
+        ValueError: When used, if a value has another shape, or lies outside the support.
     """
 
     values: dict[str, Any]

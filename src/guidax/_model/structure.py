@@ -20,9 +20,11 @@ from .trace import Bijection, Indices, LatentSpec, Site, Structure, Trace
 
 _NEEDS_PYTHON = (
     jax.errors.ConcretizationTypeError,
+    jax.errors.NonConcreteBooleanIndexError,
     jax.errors.TracerArrayConversionError,
     jax.errors.TracerIntegerConversionError,
 )
+_OF_SIZES = ("Shapes must be", "Slice entries must be", "parameter reps was not hashable")
 
 
 class _StaticOutput(eqx.Module):
@@ -60,12 +62,20 @@ def probe(model: AbstractModel, batch: Batch, key: Key) -> Structure:
             if not batch.rows:
                 raise
             return _probe(model, batch.without_rows(), key, dict(batch.rows))
-    except _NEEDS_PYTHON as error:
+    except (*_NEEDS_PYTHON, TypeError, IndexError) as error:
+        if not isinstance(error, _NEEDS_PYTHON) and not _is_of_a_size(error):
+            raise
         raise TypeError(
             f"the model {model.name} uses the value of an array or float argument in Python (a "
             "size, a branch, np.unique, …), but such arguments are traced. Pass that argument as "
             f"gx.static(value). JAX says: {str(error).splitlines()[0]}"
         ) from error
+
+
+def _is_of_a_size(error: Exception) -> bool:
+    """Say whether JAX complains, in an error of no class of its own, of a shape that is traced."""
+    said = str(error)
+    return "Tracer" in said and any(words in said for words in _OF_SIZES)
 
 
 def _probe(model: AbstractModel, batch: Batch, key: Key, rows: Indices) -> Structure:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import equinox as eqx
 import jax.numpy as jnp
 from jax import lax, random
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from .._numerics import log_normal, sum_trailing
 from .._types import Key
@@ -42,6 +42,20 @@ class Draw(eqx.Module):
     space: tuple[tuple[str, Space], ...] = eqx.field(static=True)
     log_q: dict[Block, Array]
 
+    def __check_init__(self) -> None:
+        for name, space in self.space:
+            if space not in get_args(Space):
+                raise ValueError(
+                    f"the space of a draw's site {name!r} is one of {get_args(Space)}; got "
+                    f"{space!r}."
+                )
+        for block in self.log_q:
+            if not isinstance(block, Block):
+                raise TypeError(
+                    "log_q of a draw holds a log density for each gx.Block of sites, such as "
+                    f"gx.Block(({block!r},)); got the key {block!r}."
+                )
+
     @classmethod
     def of(
         cls,
@@ -60,7 +74,17 @@ class Draw(eqx.Module):
         return name in self.values
 
     def __or__(self, other: Draw) -> Draw:
-        """Join the draws of two parts."""
+        """Join the draws of two parts.
+
+        Raises:
+            TypeError: If the other is none.
+            ValueError: If both hold a site.
+        """
+        if not isinstance(other, Draw):
+            raise TypeError(
+                "a family's draw is a gx.Draw, such as gx.Draw.of(values, log_q=...) makes; got "
+                f"{type(other).__name__}."
+            )
         if clash := sorted(self.values.keys() & other.values.keys()):
             raise ValueError(f"two parts draw the sites {clash}.")
         space = tuple(sorted(self.space + other.space))
@@ -133,6 +157,7 @@ class Target(eqx.Module):
 
         Raises:
             ValueError: If a latent has no value and `forward` is false.
+            TypeError: If `draw` is no `Draw`.
         """
         draw = self.given | draw
 
@@ -146,8 +171,17 @@ class Target(eqx.Module):
         return self.score_trace(self.run(draw, forward=forward), draw)
 
     def score_trace(self, trace: Trace, draw: Draw) -> Score:
-        """Score a run that is already there."""
-        draw = self.given | draw
+        """Score a run that is already there.
+
+        Raises:
+            ValueError: If the draw names what the run does not have.
+        """
+        own, draw = draw, self.given | draw
+        if unknown := sorted(own.values.keys() - trace.of("latent").keys()):
+            raise ValueError(
+                f"the draw has values of {unknown}, which are no latents of the model: it has "
+                f"{sorted(trace.of('latent'))}."
+            )
         terms, log_det = {}, jnp.zeros(())
         for site in scored_sites(trace, draw):
             terms[site.name], site_log_det = _term(site, draw)
@@ -172,7 +206,8 @@ def scaled_sum(blocks: dict[Block, Array], trace: Trace) -> Float[Array, ""]:
     """Sum terms given by block, each times N/B of the plates that the block names.
 
     Raises:
-        ValueError: If a block does not name a subsampled plate around its sites.
+        ValueError: If a block does not name a subsampled plate around its sites, or names a site or
+            plate that is not there.
     """
     total = jnp.zeros(())
     for block, term in blocks.items():
@@ -181,7 +216,17 @@ def scaled_sum(blocks: dict[Block, Array], trace: Trace) -> Float[Array, ""]:
 
 
 def _plate_scale(block: Block, trace: Trace) -> float:
+    if unknown := [name for name in block.sites if name not in trace.sites]:
+        raise ValueError(
+            f"log_q of a draw has a block with the sites {unknown}, which the model lacks: it has "
+            f"{sorted(trace.of('latent'))}."
+        )
     plates = {p.name: p for name in block.sites for p in trace.sites[name].plates}
+    if unknown := [name for name in block.plates if name not in plates]:
+        raise ValueError(
+            f"log_q of a draw has a block with the plates {unknown}, but the plates around its "
+            f"sites {list(block.sites)} are {sorted(plates)}."
+        )
     for p in plates.values():
         if p.name not in block.plates and p.rows < p.size:
             raise ValueError(
@@ -209,6 +254,28 @@ def _value(site: Site, draw: Draw, *, forward: bool) -> Array | None:
     )
 
 
+def outside(sites: Iterable[Site]) -> Bool[Array, ""]:
+    """Say whether a latent's value, a number, is neither in its support nor beside it by rounding.
+
+    A draw may be beside it: a tie of `ordered`, the end of `greater_than`, a singular matrix.
+    """
+    found = jnp.zeros((), bool)
+    for site in sites:
+        if site.contains is None or not site.has_bijection:
+            continue
+        x = lax.stop_gradient(site.value)
+        axes = tuple(range(x.ndim - len(site.event_shape), x.ndim))
+        size = jnp.max(jnp.abs(x), axis=axes, keepdims=True, initial=0.0)
+        eps, tiny = float(jnp.finfo(x.dtype).eps), float(jnp.finfo(x.dtype).tiny)
+        again = site.bijection.forward(site.bijection.inverse(x))
+        close = (jnp.abs(again - x) <= 10 * eps * size + tiny) & jnp.isfinite(x)
+        inside = site.contains(x) | jnp.all(close, axis=axes)
+        if len(axes) > 1 and (n := x.shape[-1]) == x.shape[-2]:  # rounded, it may have no factor
+            inside |= site.contains(x + 4 * n * eps * size * jnp.eye(n, dtype=x.dtype))
+        found |= ~jnp.all(inside) & ~jnp.any(jnp.isnan(x))
+    return found
+
+
 def site_entries(site: Site, draw: Draw) -> tuple[Array, Array]:
     """Return `scale * log p + log|J|`, masked, and `log|J|`, by entry of the batch, without N/B.
 
@@ -221,7 +288,13 @@ def site_entries(site: Site, draw: Draw) -> tuple[Array, Array]:
         log_det = site.known_bijection.log_det(draw.values[site.name], site.value)
     if site.mask is False:
         return log_det, log_det
-    total = site.log_prob(_without_padding(site)) * _scale(site) + log_det
+    log_prob = site.log_prob(_without_padding(site))
+    if jnp.iscomplexobj(log_prob):
+        raise TypeError(
+            f"site {site.name!r} has a complex log density, and log densities are real. Where its "
+            "value is complex, write a site for the real part and one for the imaginary part."
+        )
+    total = log_prob * _scale(site) + log_det
     if site.mask is not None:
         total = jnp.where(site.mask, total, _instead(site, draw, space))
     return total, log_det

@@ -172,6 +172,11 @@ class Diagnosis(eqx.Module):
             )
 
     def _verdict(self) -> str:
+        none = int(jnp.sum(self.log_weights == -jnp.inf))
+        missed = f" ({none} of {self.num_samples} draws lie where the posterior has no density.)"
+        return self._of_weights() + (missed if none else "")
+
+    def _of_weights(self) -> str:
         k, number = float(self.khat), self.num_samples
         if math.isnan(k):
             bad = int(jnp.sum(jnp.isnan(self.log_weights) | (self.log_weights == jnp.inf)))
