@@ -129,6 +129,7 @@ class LogDensity(AbstractCallableModel):
             event_shape=shape,
             log_prob=lambda x: jnp.zeros((), x.dtype),
             bijection=bijection_of(self.supports.value[name], 0),
+            contains=self.supports.value[name],
             dtype=dtype,
         )
 

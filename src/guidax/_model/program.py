@@ -218,7 +218,7 @@ def native_site(msg: Message) -> Site:
         sample=None if is_improper else lambda key: broadcast_sample(fn, key, batch),
         mean=None if is_improper else lambda: jnp.broadcast_to(fn.mean(), batch + event),
         bijection=None if msg.observed else _latent_bijection(fn, len(batch)),
-        contains=_membership(fn) if msg.observed else None,
+        contains=_membership(fn),
         dtype=fn.dtype,
     )
 
@@ -245,7 +245,7 @@ def _batch_shape_of_value(
 
 
 def _membership(fn: Any) -> Constraint | None:
-    """Return the support of an observation, where the table knows it."""
+    """Return the support, where the table knows it."""
     try:
         return support(fn)
     except TypeError:
@@ -265,7 +265,7 @@ def _latent_bijection(fn: Any, batch_ndim: int) -> Bijection | str:
             name = type(inner).__name__
             factored = "factor the value with jnp.linalg.cholesky in the model"
             way = "use CholeskyLKJ" if name == "LKJ" else f"leave the flag out and {factored}"
-            return ValueError(
+            return (
                 f"{name}(input_output_cholesky=True) scores the factor L with the density of the "
                 f"matrix L L', which is not that of L: {way}."
             )

@@ -267,7 +267,8 @@ def outside(sites: Iterable[Site]) -> Bool[Array, ""]:
         axes = tuple(range(x.ndim - len(site.event_shape), x.ndim))
         size = jnp.max(jnp.abs(x), axis=axes, keepdims=True, initial=0.0)
         eps, tiny = float(jnp.finfo(x.dtype).eps), float(jnp.finfo(x.dtype).tiny)
-        again = site.bijection.forward(site.bijection.inverse(x))
+        bijection = site.known_bijection
+        again = bijection.forward(bijection.inverse(x))
         close = (jnp.abs(again - x) <= 10 * eps * size + tiny) & jnp.isfinite(x)
         inside = site.contains(x) | jnp.all(close, axis=axes)
         if len(axes) > 1 and (n := x.shape[-1]) == x.shape[-2]:  # rounded, it may have no factor

@@ -71,8 +71,8 @@ class Site:
         sample: Key to a prior draw, or None where the prior cannot be drawn from.
         mean: Returns the prior mean, or raises NotImplementedError; None where there is none.
         bijection: For a latent or a param, its bijection; a string says why a latent has none.
-        contains: For an observation or a param, value to whether it lies in the support or the
-            constraint, entry by entry; None where that is not known.
+        contains: Value to whether it lies in the support, or a param's constraint, entry by entry;
+            None where that is not known, as for the latents of NumPyro models.
         dtype: Of the constrained value.
     """
 

@@ -23,11 +23,10 @@ class ELBO(AbstractObjective):
         num_particles: Draws that the estimate averages.
         estimator: How. "pathwise" samples both terms, and is for every guide. "stl" leaves the
             score of q out of the gradient, whose mean is zero, so that the gradient's variance
-            vanishes at an exact fit (Roeder et al. 2017), and a second derivative is that of this
-            gradient; it is for guides whose density is in
-            closed form: normals, points and flows, but no annealed guide. "entropy" takes q's
-            entropy in closed form, as normals and points have it. A list has what all of its parts
-            have.
+            vanishes at an exact fit (Roeder et al. 2017); a second derivative is that of this
+            gradient. It is for guides whose density is in closed form: normals, points and flows,
+            but no annealed guide. "entropy" takes q's entropy in closed form, as normals and points
+            have it. A list has what all of its parts have.
 
     Raises:
         ValueError: If an option is none of these; when called, if the family lacks what the
