@@ -37,11 +37,11 @@ def adam_along_axes(z, precision_matrix, rates):
             new = np.linalg.eigh(second)[1]
             m = new.T @ (axes @ m)
             # The mean square along each axis, as Adam would have it without its debiasing.
-            v = np.diag(new.T @ second @ new) / (1 - 0.99**i) * (1 - 0.999 ** (i - 1))
+            v = np.diag(new.T @ second @ new) / (1 - 0.99**i) * (1 - 0.99 ** (i - 1))
             axes = new
         g = axes.T @ g
-        m, v = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g**2
-        z = z - rate * axes @ (m / (1 - 0.9**i) / (np.sqrt(v / (1 - 0.999**i)) + 1e-8))
+        m, v = 0.9 * m + 0.1 * g, 0.99 * v + 0.01 * g**2
+        z = z - rate * axes @ (m / (1 - 0.9**i) / (np.sqrt(v / (1 - 0.99**i)) + 1e-8))
     return z
 
 
@@ -187,7 +187,8 @@ def members(turned):
     """An update of three members, each of which counts its own steps."""
     params = jnp.ones((3, 4))
     rate, progress = jnp.asarray(0.1), jnp.asarray(0.0)
-    optimizer = default_optimizer(rate, progress, jnp.ones(4), (turned,))
+    frame = lambda step: step  # noqa: E731
+    optimizer = default_optimizer(rate, progress, jnp.ones(4), frame, (turned,), (False,))
     return jax.make_jaxpr(jax.vmap(optimizer.update))(params, jax.vmap(optimizer.init)(params))
 
 
@@ -204,7 +205,70 @@ def test_members_of_an_ensemble_turn_only_when_it_is_due():
 
 def turns(result):
     """Whether the optimizer of a fit has axes."""
-    return any(hasattr(state, "axes") for state in result.state.moving.opt_state)
+
+    def is_turned(node):
+        return hasattr(node, "axes")
+
+    states = jax.tree.leaves(result.state.moving.opt_state, is_leaf=is_turned)
+    return any(map(is_turned, states))
+
+
+@pytest.mark.parametrize(("size", "expected"), [(3, True), (MAX_TURNED + 1, False)])
+def test_a_mean_with_a_frame_travels_along_axes(size, expected, key):
+    guide = gx.AutoMultivariateNormal(
+        lambda: gx.sample("z", distrax.Normal(jnp.zeros(size), 1.0)), key=key
+    )
+    assert turns(gx.fit(key, guide, steps=1, progress=False)) == expected
+    fixed = gx.fit(key, guide, steps=1, progress=False, trainable=lambda g: g.family.raw_scale_tril)
+    assert not turns(fixed)
+    np.testing.assert_array_equal(fixed.guide.family.loc, guide.family.loc)
+
+
+def test_the_frame_of_a_normal_is_its_own(key):
+    """A small step `(d, E)` changes the mean by `L d` and `L` by `L E`: here 3 batches of them."""
+    model = lambda: gx.sample("z", distrax.Normal(jnp.zeros((3, 4)), 1.0))  # noqa: E731
+    family = gx.AutoBatchedMultivariateNormal(model, key=key).family
+    rng = np.random.default_rng(0)
+    family = jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape), x.dtype), family)
+    size = precision() ** 0.4
+    step = jax.tree.map(lambda x: jnp.asarray(size * rng.normal(size=x.shape), x.dtype), family)
+    moved = jax.tree.map(jnp.add, family, family.in_frame(step))
+    tril = np.asarray(family.scale_tril())
+    d = np.asarray(step.loc) / np.maximum(1.0, np.diagonal(tril, axis1=1, axis2=2))
+    e = np.zeros((3, 4, 4))
+    below = np.tril_indices(4, -1)
+    e[:, below[0], below[1]] = step.raw_scale_tril[:, :6]
+    diagonal = np.diagonal(tril, axis1=1, axis2=2)  # softplus, whose slope is 1 - exp(-softplus)
+    relative = np.asarray(step.raw_scale_tril[:, 6:]) * (1 - np.exp(-diagonal)) / diagonal
+    e[:, np.arange(4), np.arange(4)] = relative
+    at = {"rtol": 0, "atol": 10 * size**2}  # what is left is of second order, or rounding
+    np.testing.assert_allclose(moved.loc - family.loc, np.einsum("bij,bj->bi", tril, d), **at)
+    np.testing.assert_allclose(moved.scale_tril() - tril, tril @ e, **at)
+
+
+def test_collinear_predictors_that_nobody_scaled(key):
+    """A child's score by the mother's education, IQ and their product: correlations of 0.99.
+
+    The posterior is that of the conjugate regression: flat prior, known noise.
+    """
+    rng = np.random.default_rng(0)
+    n, noise = 434, 18.0
+    iq, school = rng.normal(100, 15, n), rng.random(n) < 0.78
+    X = np.stack([np.ones(n), school, iq, school * iq], axis=1)
+    y = X @ [20.0, 5.0, 0.6, -0.1] + noise * rng.normal(size=n)
+
+    def model(X, y=None):
+        flat = gx.ImproperUniform(gx.constraints.real, event_shape=(4,))
+        gx.sample("y", distrax.Normal(X @ gx.sample("beta", flat), noise), obs=y)
+
+    precision_matrix = X.T @ X / noise**2
+    mean = np.linalg.solve(precision_matrix, X.T @ y / noise**2)
+    scale = np.sqrt(np.diag(np.linalg.inv(precision_matrix)))
+    guide = gx.AutoMultivariateNormal(model, X, y, key=key)
+    guide = gx.fit(key, guide, X, y, steps=2000, progress=False).guide
+    low, middle, high = np.asarray(guide.quantiles([0.1587, 0.5, 0.8413], X, y)["beta"])
+    np.testing.assert_allclose((middle - mean) / scale, 0, atol=0.1)
+    np.testing.assert_allclose((high - low) / 2, scale, rtol=0.1)
 
 
 def test_when_nothing_is_turned(key):

@@ -59,6 +59,28 @@ class AbstractFamily(eqx.Module):
         """
         return ()
 
+    def travellers(self) -> Any:
+        """Return the locations that `in_frame` moves, as a tree of leaves of this family.
+
+        `fit`'s default optimizer moves them along the axes of their gradient too, outside of the
+        frame, in the first two fifths of the steps.
+        """
+        return ()
+
+    def in_frame(self, step: Any) -> Any:
+        """Return the change of the parameters that a step in coordinates of the family's own makes.
+
+        `fit`'s default optimizer takes gradients and steps in these coordinates. Where they go with
+        the shape of the distribution, no posterior is too narrow or too correlated for them.
+
+        Args:
+            step: Coordinates of a step, in the family's structure.
+
+        Returns:
+            The change, linear in the step. By default the coordinates are the parameters.
+        """
+        return step
+
     @property
     def reads_batch(self) -> bool:
         """Whether draws depend on the model's arguments, which then cannot be left out."""

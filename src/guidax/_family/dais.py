@@ -58,6 +58,14 @@ class AbstractDAIS(AbstractFamily):
         """Return those of the base."""
         return self.base.locations()
 
+    def travellers(self) -> Any:
+        """Return those of the base."""
+        return self.base.travellers()
+
+    def in_frame(self, step: Any) -> Any:
+        """Return the base's change; the moves have no frame."""
+        return eqx.tree_at(lambda family: family.base, step, self.base.in_frame(step.base))
+
     @abc.abstractmethod
     def log_density(self, z: Float[Array, " dim"], target: Target) -> Float[Array, ""]:
         """Return the unnormalised log density that the moves follow, at the whole vector."""

@@ -56,12 +56,43 @@ class MultivariateNormal(AbstractFlatNormal):
         These are about `dim^2 / 2` numbers: with more than ten coordinates each moves more slowly,
         or the noise of all of them would cost nats by the dozen in hundreds of dimensions.
         """
-        start = self.raw_scale_tril.shape[-1] - self.loc.shape[-1]
-        below, diagonal = jnp.split(self.raw_scale_tril, [start], axis=-1)
-        loc, diagonal = units_of_normal(diagonal)
-        unit = SCALE_UNIT * (10 / max(10, self.loc.shape[-1])) ** 1.5
-        tril = jnp.concatenate([jnp.full_like(below, unit), diagonal], axis=-1)
+        loc, diagonal = units_of_normal(self._raw_diagonal())
+        dim = self.loc.shape[-1]
+        unit = SCALE_UNIT * (10 / max(10, dim)) ** 2
+        below = jnp.full_like(self.raw_scale_tril[..., dim:], unit)
+        tril = jnp.concatenate([below, diagonal], axis=-1)
         return eqx.tree_at(lambda family: (family.loc, family.raw_scale_tril), self, (loc, tril))
+
+    def locations(self) -> Any:
+        """Return none: the mean moves in the frame."""
+        return ()
+
+    def travellers(self) -> Any:
+        """Return the mean. A start may lie many standard deviations away."""
+        return (self.loc,)
+
+    def in_frame(self, step: Any) -> Any:
+        """Return the change for a step `(d, E)`: `L d` of the mean and `L E` of `L`.
+
+        d is in the mean's unit, and the diagonal of E in the parameter's. In this frame every
+        normal is the standard one: how fast a fit goes depends neither on how wide or narrow the
+        posterior is, nor on how correlated.
+        """
+        tril, raw = ScaledUnitLowerCholesky(), self._raw_diagonal()
+        loc_unit, diagonal_unit = units_of_normal(raw)
+        below, raw_change = tril.split(step.raw_scale_tril)
+        log_change = (SCALE_UNIT * raw_change / diagonal_unit)[..., None]
+        eye = jnp.eye(self.loc.shape[-1], dtype=self.loc.dtype)
+        unit = tril.split(self.raw_scale_tril)[0] + eye  # L with its rows over its diagonal
+        changes = (
+            jnp.matvec(self.scale_tril(), step.loc / loc_unit),
+            tril.join(unit @ (below + log_change * eye) - log_change * unit, raw_change),
+        )
+        return eqx.tree_at(lambda family: (family.loc, family.raw_scale_tril), step, changes)
+
+    def _raw_diagonal(self) -> Float[Array, "*batch dim"]:
+        """Return the inverse softplus of the diagonal of `L`."""
+        return self.raw_scale_tril[..., -self.loc.shape[-1] :]
 
     def scale_tril(self) -> Float[Array, "*batch dim dim"]:
         """Return `L`."""

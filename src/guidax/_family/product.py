@@ -77,6 +77,16 @@ class Product(AbstractFamily):
         """Return those of the parts."""
         return tuple(part.locations() for part in self.parts)
 
+    def travellers(self) -> Any:
+        """Return those of the parts."""
+        return tuple(part.travellers() for part in self.parts)
+
+    def in_frame(self, step: Any) -> Any:
+        """Return the parts' changes."""
+        pairs = zip(self.parts, step.parts, strict=True)
+        changes = tuple(part.in_frame(own) for part, own in pairs)
+        return eqx.tree_at(lambda family: family.parts, step, changes)
+
     @property
     def reads_batch(self) -> bool:
         """Whether any part does."""

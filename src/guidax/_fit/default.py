@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,51 +17,98 @@ from jaxtyping import Array, Bool, Float, PyTree
 
 CLIP_NORM = 10.0  # of the gradient, at the start
 CLIP_GROWTH = 1e4  # by how much the norm has risen at the end
-DECAY, SQUARE_DECAY, EPS = 0.9, 0.999, 1e-8  # Adam's own
+# Adam's own but for the squares', 0.999: the first gradients, from a poor start, are forgotten in
+# hundreds of steps instead of thousands.
+DECAY, SQUARE_DECAY, EPS = 0.9, 0.99, 1e-8
 MEMORY = 0.99  # of the gradients' outer product
 EVERY = 100  # steps from one turn of the axes to the next
 MAX_TURNED = 128  # numbers: a turn costs their cube, a step their square
+TRAVEL = 0.4  # of the steps
 
 
 def default_optimizer(
     rate: float | Float[Array, ""] | optax.Schedule,
     progress: Float[Array, ""],
     units: PyTree,
+    in_frame: Callable[[PyTree], PyTree],
     turned: tuple[bool, ...],
+    travelling: tuple[bool, ...],
 ) -> optax.GradientTransformation:
-    """Return Adam in units of the guide, along the axes of its locations' gradient.
+    """Return Adam in units and coordinates of the guide, along the axes of its locations' gradient.
 
     Three things stand in plain Adam's way on data that nobody scaled. Its steps have a length, of
     about the rate, whether a posterior is a thousand wide or a thousandth: here a step of one is
     one unit (`AbstractFamily.units`). Its rates go with coordinates, which correlated posteriors
-    ignore: here, for the locations, they go with the eigenvectors of the gradients' second moment
-    (Gupta et al. 2018, "Shampoo"; Vyas et al. 2024, "SOAP": Adam in Shampoo's eigenbasis). In the
-    posterior's own units that moment is about the square of the Hessian, so that such a step is
-    about Newton's. And the first gradients, from a poor start, would stay in its second moment for
-    tens of thousands of steps: the norm is clipped.
+    ignore: here a family may bring its own (`AbstractFamily.in_frame`), and the locations of others
+    go along the eigenvectors of the gradients' second moment (Gupta et al. 2018, "Shampoo"; Vyas et
+    al. 2024, "SOAP": Adam in Shampoo's eigenbasis). In the posterior's own units that moment is
+    about the square of the Hessian, so that such a step is about Newton's. And the first gradients,
+    from a poor start, would stay in its second moment: the norm is clipped.
+
+    In a frame a start may be thousands of standard deviations away, each of them a step. So there
+    locations travel first: beside their steps in the frame they take others outside of it, along
+    the axes, whose rate falls to zero over the first two fifths of the run.
 
     Args:
         rate: The learning rate, or a schedule.
         progress: The share of the steps that is done.
         units: A step of one for each trained parameter, a tree of their structure.
-        turned: Whether each leaf of that tree is a location.
+        in_frame: From a step in coordinates of the guide's own, a tree of that structure, to the
+            change of the parameters. It is linear.
+        turned: Whether each leaf of that tree goes along the axes.
+        travelling: Whether each leaf of that tree travels.
     """
-    in_units = _multiply(units)
     clip = _clip(CLIP_NORM * CLIP_GROWTH**progress)
-    adam = optax.scale_by_adam(DECAY, SQUARE_DECAY, EPS)
-    if any(turned):
-        adam = _turn(adam, turned)
-    return optax.chain(
-        in_units, clip, _promoting(adam), optax.scale_by_learning_rate(rate), in_units
-    )
+
+    def adam(step: Callable[[PyTree], PyTree], like: PyTree, turned: tuple[bool, ...]) -> Any:
+        """Return Adam in the coordinates of which a step makes this change of the parameters."""
+        transposed = jax.linear_transpose(step, like)
+        plain = optax.scale_by_adam(DECAY, SQUARE_DECAY, EPS)
+        return optax.chain(
+            optax.stateless(lambda gradients, _: transposed(gradients)[0]),
+            clip,
+            _promoting(_turn(plain, turned) if any(turned) else plain),
+            optax.scale_by_learning_rate(rate),
+            optax.stateless(lambda updates, _: step(updates)),
+        )
+
+    def scaled(step: PyTree) -> PyTree:
+        return jax.tree.map(jnp.multiply, step, units)
+
+    own_axes = tuple(a and not b for a, b in zip(turned, travelling, strict=True))
+    settle = adam(lambda step: in_frame(scaled(step)), units, own_axes)
+    if not any(travelling):
+        return settle
+    pick = functools.partial(_pick, travelling)
+    lengths, axes = pick(units), tuple(itertools.compress(turned, travelling))
+    travel = adam(lambda step: jax.tree.map(jnp.multiply, step, lengths), lengths, axes)
+    share = jnp.maximum(0.0, 1.0 - progress / TRAVEL)
+    return _both(settle, optax.chain(travel, optax.scale(share)), pick)
 
 
-def _multiply(units: PyTree) -> optax.GradientTransformation:
-    def update(updates: PyTree, params: PyTree) -> PyTree:
+def _pick(chosen: tuple[bool, ...], tree: PyTree) -> list[Any]:
+    """Return the leaves that are chosen."""
+    return list(itertools.compress(jax.tree.leaves(tree), chosen))
+
+
+def _both(
+    on_all: optax.GradientTransformation,
+    on_some: optax.GradientTransformation,
+    pick: Callable[[PyTree], list[Any]],
+) -> optax.GradientTransformation:
+    """Add the updates of two transformations, one of which sees some of the leaves."""
+
+    def init(params: PyTree) -> Any:
+        return on_all.init(params), on_some.init(pick(params))
+
+    def update(updates: PyTree, state: Any, params: PyTree | None = None) -> tuple[PyTree, Any]:
         del params
-        return jax.tree.map(jnp.multiply, updates, units)
+        some, state_of_some = on_some.update(pick(updates), state[1])
+        updates, state_of_all = on_all.update(updates, state[0])
+        total = jax.tree.map(jnp.add, pick(updates), some)
+        return eqx.tree_at(pick, updates, total), (state_of_all, state_of_some)
 
-    return optax.stateless(update)
+    return optax.GradientTransformation(init, update)
 
 
 def _promoting(transformation: optax.GradientTransformation) -> optax.GradientTransformation:

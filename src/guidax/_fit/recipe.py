@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Callable
 from typing import Any, Literal, get_args
 
@@ -13,6 +14,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, ArrayLike, Float, PyTree
 
+from .._family.base import AbstractFamily
 from .._guide.guide import AutoGuide
 from .._model.static import Static
 from .._numerics import as_array, from_host, is_traced
@@ -39,7 +41,8 @@ class Recipe:
         optimizer: A function of a learning rate, a ready transformation, or None for the default.
         schedule: A learning rate as a function of the step, or None where it is a number.
         trained: For each leaf of the guide, whether it is trained.
-        turned: For each trained leaf, whether the default optimizer turns it.
+        turned: For each trained leaf, whether it goes along the default optimizer's axes.
+        travelling: For each trained leaf, whether the default optimizer lets it travel.
         forward_mode: Whether gradients are taken in forward mode.
         row_sparse: Whether a step leaves alone the rows of plates that it does not hold.
         on_nonfinite: What follows a step that is not finite.
@@ -49,6 +52,7 @@ class Recipe:
     schedule: Static
     trained: tuple[bool, ...]
     turned: tuple[bool, ...]
+    travelling: tuple[bool, ...]
     forward_mode: bool
     row_sparse: bool
     on_nonfinite: OnNonfinite
@@ -78,11 +82,20 @@ class Recipe:
             decayed = rate * 0.5 * (1.0 + jnp.cos(jnp.pi * progress))
             units = jax.tree.map(jnp.ones_like, guide)
             units = eqx.tree_at(lambda guide: guide.family, units, guide.family.units())
+            still = self.split(jax.tree.map(jnp.zeros_like, guide))[1]
+
+            def in_frame(step: PyTree) -> PyTree:
+                whole = eqx.combine(step, still)
+                change = guide.family.in_frame(whole.family)
+                return self.split(eqx.tree_at(lambda guide: guide.family, whole, change))[0]
+
             return default_optimizer(
                 decayed if schedule is None else schedule,
                 progress,
                 self.split(units)[0],
+                in_frame,
                 self.turned,
+                self.travelling,
             )
         made = _as_transformation(given(rate if schedule is None else schedule))
         if not isinstance(made, optax.GradientTransformation):
@@ -143,11 +156,20 @@ def make_recipe(
         learning_rate = guide.learning_rate if optimizer is None else DEFAULT_RATE
     rate = as_rate(learning_rate)
     trained = _trained(guide, trainable)
+    none = (False,) * sum(trained)
+    locations = travelling = turned = none
+    if optimizer is None:
+        locations = _flags(guide, trained, lambda family: family.locations())
+        travelling = _flags(guide, trained, lambda family: family.travellers())
+    if not row_sparse:
+        pairs = [_turned(guide, trained, flags) for flags in (locations, travelling)]
+        turned = tuple(map(any, zip(*pairs, strict=True)))
     recipe = Recipe(
         Static(optimizer),
         Static(schedule),
         trained,
-        _turned(guide, trained, can_turn=optimizer is None and not row_sparse),
+        turned,
+        travelling,
         forward_mode,
         bool(row_sparse),
         on_nonfinite,
@@ -231,13 +253,21 @@ def _trained(guide: AutoGuide, where: Callable[[AutoGuide], PyTree] | None) -> t
     return tuple(id(mark) in selected for mark in jax.tree.leaves(marked))
 
 
-def _turned(guide: AutoGuide, trained: tuple[bool, ...], *, can_turn: bool) -> tuple[bool, ...]:
-    """Return one flag for each trained leaf: all false if locations are none, many or sharded."""
+def _flags(
+    guide: AutoGuide, trained: tuple[bool, ...], where: Callable[[AbstractFamily], PyTree]
+) -> tuple[bool, ...]:
+    """Return one flag for each trained leaf: whether it is among those of the family."""
     marked = jax.tree.map(lambda _: _Leaf(), guide)
-    selected = {id(leaf) for leaf in jax.tree.leaves(marked.family.locations())}
-    marks = zip(jax.tree.leaves(guide), jax.tree.leaves(marked), trained, strict=True)
-    leaves = [(x, id(mark) in selected) for x, mark, is_trained in marks if is_trained]
-    locations = [x for x, is_location in leaves if is_location]
+    selected = {id(leaf) for leaf in jax.tree.leaves(where(marked.family))}
+    return tuple(id(x) in selected for x in itertools.compress(jax.tree.leaves(marked), trained))
+
+
+def _turned(
+    guide: AutoGuide, trained: tuple[bool, ...], flags: tuple[bool, ...]
+) -> tuple[bool, ...]:
+    """Return the flags, all false if these leaves are empty, many or sharded."""
+    leaves = itertools.compress(itertools.compress(jax.tree.leaves(guide), trained), flags)
+    locations = list(leaves)
     fits = 0 < sum(x.size for x in locations) <= MAX_TURNED
     whole = all(axis is None for x in locations for axis in jax.typeof(x).sharding.spec)
-    return tuple(can_turn and fits and whole and is_location for _, is_location in leaves)
+    return tuple(fits and whole and flag for flag in flags)

@@ -65,42 +65,47 @@ class AbstractTriangularMap(AbstractMap):
         super().__init__(event_ndims_in=1, event_ndims_out=2)
 
     @staticmethod
-    def _split(x: Any) -> tuple[Array, Array]:
+    def split(x: Any) -> tuple[Array, Array]:
         """Return the strict lower triangle as a matrix, and the raw diagonal."""
         x = jnp.asarray(x)
         n = _side(x.shape[-1], diagonal=True)
         strict = x.shape[-1] - n
         return _strict_lower(x[..., :strict], n), x[..., strict:]
 
+    @staticmethod
+    def join(matrix: Array, raw: Array) -> Array:
+        """Return the vector of the strict lower triangle of a matrix and of a raw diagonal."""
+        return jnp.concatenate([_strict_entries(matrix), raw], axis=-1)
+
 
 class LowerCholesky(AbstractTriangularMap):
     """Diagonal `exp(raw)`; log-determinant `sum(raw)`."""
 
     def forward(self, x: Array) -> Array:
-        strict, raw = self._split(x)
+        strict, raw = self.split(x)
         return strict + jnp.exp(raw)[..., None] * _eye(raw, raw.shape[-1])
 
     def inverse(self, y: Array) -> Array:
         y = jnp.asarray(y)
-        return jnp.concatenate([_strict_entries(y), safe_log(_diagonal(y))], axis=-1)
+        return self.join(y, safe_log(_diagonal(y)))
 
     def forward_log_det_jacobian(self, x: Array) -> Array:
-        return jnp.sum(self._split(x)[1], axis=-1)
+        return jnp.sum(self.split(x)[1], axis=-1)
 
 
 class SoftplusLowerCholesky(AbstractTriangularMap):
     """Diagonal `softplus(raw)`; log-determinant `-sum(softplus(-raw))`."""
 
     def forward(self, x: Array) -> Array:
-        strict, raw = self._split(x)
+        strict, raw = self.split(x)
         return strict + softplus(raw)[..., None] * _eye(raw, raw.shape[-1])
 
     def inverse(self, y: Array) -> Array:
         y = jnp.asarray(y)
-        return jnp.concatenate([_strict_entries(y), inverse_softplus(_diagonal(y))], axis=-1)
+        return self.join(y, inverse_softplus(_diagonal(y)))
 
     def forward_log_det_jacobian(self, x: Array) -> Array:
-        return -jnp.sum(softplus(-self._split(x)[1]), axis=-1)
+        return -jnp.sum(softplus(-self.split(x)[1]), axis=-1)
 
 
 class ScaledUnitLowerCholesky(AbstractTriangularMap):
@@ -111,17 +116,17 @@ class ScaledUnitLowerCholesky(AbstractTriangularMap):
     """
 
     def forward(self, x: Array) -> Array:
-        strict, raw = self._split(x)
+        strict, raw = self.split(x)
         return (strict + _eye(raw, raw.shape[-1])) * softplus(raw)[..., None]
 
     def inverse(self, y: Array) -> Array:
         y = jnp.asarray(y)
         scale = _diagonal(y)
         safe = jnp.maximum(scale, tiny(y))[..., None]
-        return jnp.concatenate([_strict_entries(y / safe), inverse_softplus(scale)], axis=-1)
+        return self.join(y / safe, inverse_softplus(scale))
 
     def forward_log_det_jacobian(self, x: Array) -> Array:
-        raw = self._split(x)[1]
+        raw = self.split(x)[1]
         rows = along_last(np.arange(raw.shape[-1]), raw)
         return jnp.sum(rows * log_softplus(raw) - softplus(-raw), axis=-1)
 
