@@ -41,7 +41,9 @@ def test_an_exact_fit(key):
         np.testing.assert_allclose(getattr(diagnosis, name), -np.log(4), atol=1e-4)
     assert diagnosis.elbo_error < 1e-4 and diagnosis.log_evidence_error < 1e-3
     np.testing.assert_allclose(diagnosis.ess, n, rtol=1e-4)
-    assert str(diagnosis).startswith("k-hat 0.00: the guide covers the posterior; means and s.d.")
+    assert str(diagnosis).startswith(
+        "k-hat 0.00: as far as these draws see, the guide covers the posterior; means"
+    )
 
 
 def test_weights_that_rounding_hides_get_no_verdict(key):
@@ -148,7 +150,11 @@ def read(khat, number, log_weights=0.0):
 @pytest.mark.parametrize(
     ("khat", "number", "words"),
     [
-        (0.4, 4000, "k-hat 0.40: the guide covers the posterior; means and s.d. can be trusted"),
+        (
+            0.4,
+            4000,
+            "k-hat 0.40: as far as these draws see, the guide covers the posterior; means and",
+        ),
         (0.55, 4000, "covers the posterior without being close to it; means and s.d. can be tr"),
         (0.69, 4000, "covers the posterior without"),
         (0.69, 1000, "k-hat 0.69: too high for 1000 draws; take 1682 at least"),  # 10^(1 / 0.31)

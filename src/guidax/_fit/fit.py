@@ -55,15 +55,16 @@ def fit(
             ready optimizer works as well, but each new object compiles again. None: Adam with a
             rate that falls to zero over this call's steps along a half cosine, and the global
             gradient norm clipped, at 10 in the beginning, rising to 100,000. Its steps are in units
-            that the family names, for normals about a standard deviation and at least 1; and it
-            moves up to 128 locations along the eigenvectors of their gradient's second moment,
-            which it turns every 100 steps (Vyas et al. 2024, "SOAP").
+            that the family names, for normals about a standard deviation and at least 1. A full
+            covariance moves in its own frame; up to 128 locations of others move along the
+            eigenvectors of their gradient's second moment, which turn every 100 steps (Vyas et al.
+            2024, "SOAP").
         learning_rate: A number, or a schedule: a function of the step. None is what the guide names
-            for the default optimizer (0.5 for independent normals and 0.3 for others, less in more
-            than 30 and 83 dimensions; 0.3 for points; 0.01 for flows, but 0.005 for splines,
-            for annealed guides, whose bases go up to ten times as fast, and where the model has a
-            module's arrays in it; where parts differ, the least, and for faster parts up to three
-            times that), and 0.01 for another.
+            for the default optimizer, and 0.01 for another. Independent normals name 0.5, other
+            normals 0.3, both less in more than 30 and 83 dimensions; points 0.3; flows 0.01 and
+            less, those of splines 0.005; annealed guides 0.01, with a base up to ten times as fast.
+            A list takes the least of its parts', and up to three times that for faster ones. Where
+            the model has a module's arrays in it, it is 0.01.
         objective: What to minimise, such as `gx.ELBO(num_particles=10)`.
         batches: In place of the model's arguments: a function of the step, counted from 0, that
             returns a `gx.Batch`, or an iterable of them, all of one structure. They are read on the

@@ -213,12 +213,13 @@ class Diagnosis(eqx.Module):
             return f"{said} too high for {number} draws; take {enough} at least."
         if k > _CLOSE:
             return (
-                f"{said} the guide covers the posterior without being close to it; means and s.d. "
-                "can be trusted after importance correction, but not as they are."
+                f"{said} as far as these draws see, the guide covers the posterior without being "
+                "close to it; means and s.d. can be trusted after importance correction, but not "
+                "as they are."
             )
         return (
-            f"{said} the guide covers the posterior; means and s.d. can be trusted after "
-            "importance correction."
+            f"{said} as far as these draws see, the guide covers the posterior; means and s.d. can "
+            "be trusted after importance correction."
         )
 
     def __str__(self) -> str:
