@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, DTypeLike, Float, Int
 
-from .._numerics import inverse_softplus
+from .._numerics import from_host, inverse_softplus
 from .._types import is_integer, is_number
 from .dais_kernel import Gradient, dais
 
@@ -86,7 +86,7 @@ class Dynamics(eqx.Module):
         check_options(K, eta_init, eta_max, gamma_init, max_kick)
 
         def full(shape: tuple[int, ...], value: float) -> Array:
-            return jnp.asarray(np.full(rows + shape, value, dtype))  # by NumPy: nothing compiles
+            return from_host(np.full(rows + shape, value, dtype))
 
         one = inverse_softplus(1.0)
         share = 0.1 if eta_init is None else eta_init / eta_max

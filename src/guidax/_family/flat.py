@@ -67,10 +67,11 @@ class AbstractFlat(AbstractFamily):
         Raises:
             ValueError: If the batch holds only some rows of a plate.
         """
+        self._require_whole_plates(indices)
         values = unravel(z, self.sites, self.batch_ndim)
-        return {s.name: s.take(values[s.name], self._whole(indices)) for s in self.sites}
+        return {s.name: s.take(values[s.name], indices) for s in self.sites}
 
-    def _whole(self, indices: Indices) -> Indices:
+    def _require_whole_plates(self, indices: Indices) -> None:
         sizes = {name: (s, s.shape[axis]) for s in self.sites for name, axis in s.plates}
         for name, rows in indices.items():
             if name in sizes and rows.shape[0] < sizes[name][1]:
@@ -82,17 +83,16 @@ class AbstractFlat(AbstractFamily):
                     "which hold rows apart, for the sites in that plate (gx.AutoGuideList joins "
                     "them with another guide), or gx.AutoSemiDAIS for all."
                 )
-        return indices
 
     def draw(self, key: Key, target: Target) -> Draw:
         """Draw a vector, and cut it into sites."""
-        self._whole(target.indices)
         z, log_q = self.sample(key)
         return Draw.of(self.to_values(z, target.indices), "unconstrained", {self.block: log_q})
 
     def log_q(self, draw: Draw, target: Target) -> dict[Block, Array]:
         """Return the density of the vector that the sites make up."""
-        rows = {name: jnp.argsort(order) for name, order in self._whole(target.indices).items()}
+        self._require_whole_plates(target.indices)
+        rows = {name: jnp.argsort(order) for name, order in target.indices.items()}
         values = {s.name: s.take(draw.values[s.name], rows) for s in self.sites}
         return {self.block: self.log_density(ravel(values, self.sites, self.batch_ndim))}
 

@@ -82,7 +82,6 @@ class Flow(AbstractFlat):
 
         Source: Vaitl et al. 2022, "Gradients should stay on path", section 4.
         """
-        self._whole(target.indices)
         eps, _ = standard_normal(key, self.affine.loc)
         z = jnp.asarray(self.transform().forward(eps))
         frozen, z_held = held((self, z))

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float
 from .._model.matrix_maps import ScaledUnitLowerCholesky
 from .._model.start import Start
 from .._model.trace import LatentSpec
-from .._numerics import log_normal
+from .._numerics import from_host, log_normal
 from .._types import Key
 from .flat import AbstractFlatNormal, standard_normal
 from .normal import SCALE_UNIT, raw_scale_of, units_of_normal
@@ -48,7 +48,7 @@ class MultivariateNormal(AbstractFlatNormal):
         *batch, dim = self.loc.shape
         raw = np.zeros((*batch, dim * (dim + 1) // 2), self.loc.dtype)
         raw[..., dim * (dim - 1) // 2 :] = raw_scale_of(init_scale)
-        self.raw_scale_tril = jnp.asarray(raw)
+        self.raw_scale_tril = from_host(raw)
 
     def units(self) -> Any:
         """Return those of independent normals for the diagonal of `L`, and of its other entries.

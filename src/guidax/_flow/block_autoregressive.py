@@ -11,6 +11,7 @@ from jax import lax
 from jaxtyping import Array, DTypeLike, Float
 
 from .._model.tfp_root import increasing_root
+from .._numerics import from_host
 from .autoregressive import AbstractAutoregressive
 from .base import Vector
 from .masks import block_masks
@@ -55,12 +56,12 @@ class BlockAutoregressive(AbstractAutoregressive):
         factors = (1, *hidden_factors, 1)
         log_scales, biases = _start(hidden_factors, min(0.3, _START_SCALE * dim**-0.25))
         self.weights = tuple(
-            jnp.asarray(np.zeros((dim * m, dim * n), dtype))
+            from_host(np.zeros((dim * m, dim * n), dtype))
             for m, n in zip(factors[:-1], factors[1:], strict=True)
         )
-        self.log_scales = tuple(jnp.asarray(np.tile(x, dim).astype(dtype)) for x in log_scales)
-        self.biases = tuple(jnp.asarray(np.tile(x, dim).astype(dtype)) for x in biases)
-        self.gate = jnp.asarray(np.zeros((), dtype)) if gated else None
+        self.log_scales = tuple(from_host(np.tile(x, dim).astype(dtype)) for x in log_scales)
+        self.biases = tuple(from_host(np.tile(x, dim).astype(dtype)) for x in biases)
+        self.gate = from_host(np.zeros((), dtype)) if gated else None
 
     @property
     def dim(self) -> int:

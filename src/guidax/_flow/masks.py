@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import functools
 import itertools
 from fractions import Fraction
 
 import numpy as np
 
 
-@functools.cache
 def hidden_degrees(dim: int, width: int) -> np.ndarray:
     """Return how many inputs each hidden unit sees: 1 to `dim - 1`, evenly spaced.
 
@@ -20,7 +18,6 @@ def hidden_degrees(dim: int, width: int) -> np.ndarray:
     return np.array([round(x) for x in spaced])
 
 
-@functools.cache
 def dense_masks(dim: int, hidden_dims: tuple[int, ...]) -> tuple[np.ndarray, ...]:
     """Return the masks of a network whose `i`-th output sees the inputs before the `i`-th.
 
@@ -34,14 +31,12 @@ def dense_masks(dim: int, hidden_dims: tuple[int, ...]) -> tuple[np.ndarray, ...
     return (*hidden, outputs > degrees[-1][:, None])
 
 
-@functools.cache
 def skip_mask(dim: int) -> np.ndarray:
     """Return the mask of direct connections from inputs to the two outputs."""
     inputs = np.arange(dim)
     return np.tile(inputs, 2) > inputs[:, None]
 
 
-@functools.cache
 def block_masks(dim: int, rows: int, columns: int) -> tuple[np.ndarray, np.ndarray]:
     """Return where a block matrix is diagonal, and where its blocks are above the diagonal."""
     row, column = np.repeat(np.arange(dim), rows), np.repeat(np.arange(dim), columns)

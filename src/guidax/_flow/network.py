@@ -15,7 +15,7 @@ from jax import random
 from jaxtyping import Array, DTypeLike, Float
 
 from .._model.static import Static
-from .._numerics import jit_once
+from .._numerics import from_host, jit_once
 from .._types import Key
 
 _BIAS_SCALE = 0.01
@@ -98,7 +98,7 @@ def make_networks(
     return [
         Network(
             layers,
-            jnp.asarray(np.zeros((each[0], each[-1]), dtype)) if skips else None,
+            from_host(np.zeros((each[0], each[-1]), dtype)) if skips else None,
             Static(nonlinearity),
         )
         for layers, each in zip(drawn, all_widths, strict=True)
