@@ -82,3 +82,4 @@ from ._posterior.samplers import LowRank as LowRank
 from ._posterior.samplers import NeuTraDensity as NeuTraDensity
 from ._posterior.samplers import UnconstrainedDensity as UnconstrainedDensity
 from ._posterior.to_arviz import to_arviz as to_arviz
+from ._version import __version__ as __version__

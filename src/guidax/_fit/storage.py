@@ -10,7 +10,6 @@ come from the program with either.
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
 import io
 import itertools
 import json
@@ -29,6 +28,7 @@ from jaxtyping import PyTree
 
 from .._numerics import from_host, is_traced
 from .._types import is_typed_key
+from .._version import __version__
 from .fingerprint import differences
 
 FORMAT = 1
@@ -94,7 +94,7 @@ def write(path: Path, header: dict[str, Any], tree: PyTree) -> None:
     tree = jax.tree_util.tree_map_with_path(_on_host, tree)
     if jax.process_index():
         return
-    header = {"guidax": _version(), "jax": jax.__version__} | header
+    header = {"guidax": __version__, "jax": jax.__version__} | header
     if not path.parent.is_dir():
         raise FileNotFoundError(f"there is no folder {path.parent} for {path.name}: make it first.")
     # Not tempfile's: what it makes is its owner's alone, whatever the umask.
@@ -237,10 +237,3 @@ def _sync_folder(folder: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
-
-
-def _version() -> str:
-    try:
-        return importlib.metadata.version("guidax")
-    except importlib.metadata.PackageNotFoundError:  # run from its source, not installed
-        return "unknown"
