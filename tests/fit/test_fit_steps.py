@@ -160,8 +160,8 @@ def adam_by_hand(z, rates, clips=None, moments=(0.0, 0.0), before=0):
     for i, (rate, clip) in enumerate(zip(rates, clips, strict=True), start=before + 1):
         g = CURVATURE * (z - MEAN)
         g *= min(1.0, clip / abs(g))
-        m, v = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g**2
-        z -= rate * (m / (1 - 0.9**i)) / (np.sqrt(v / (1 - 0.999**i)) + 1e-8)
+        m, v = 0.9 * m + 0.1 * g, 0.99 * v + 0.01 * g**2
+        z -= rate * (m / (1 - 0.9**i)) / (np.sqrt(v / (1 - 0.99**i)) + 1e-8)
     return z, (m, v)
 
 
@@ -208,7 +208,7 @@ def test_the_clip_is_of_the_global_norm(key):
 
     start = gx.init_to_value({"a": jnp.ones(3), "b": 1.0})
     guide = gx.AutoDelta(model, key=key, init_loc_fn=start)
-    optimizer = optax.adam(optax.cosine_decay_schedule(0.3, 15))
+    optimizer = optax.adam(optax.cosine_decay_schedule(0.3, 15), b2=0.99)
     by_hand, state = guide, optimizer.init(guide)
     for norm in rising(15):
         clip = optax.clip_by_global_norm(norm)

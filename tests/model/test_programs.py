@@ -133,7 +133,8 @@ def test_maximum_likelihood_of_a_param(key):
 
     guide = gx.AutoNormal(model, Y, key=key)
     fitted = gx.fit(key, guide, Y, steps=2000, objective=gx.ELBO(8), progress=False).guide
-    np.testing.assert_allclose(fitted.param_values()["t"], Y.mean(), atol=0.02)
+    # Four standard deviations of the error over keys, 0.011.
+    np.testing.assert_allclose(fitted.param_values()["t"], Y.mean(), atol=0.044)
 
 
 # Arguments.
@@ -386,15 +387,14 @@ def test_a_user_composes_guides_as_pytrees(key):
     assert jnp.isfinite(gx.ELBO()(average, key, X, y))
 
 
-def test_membership_is_known_of_observations_and_params_alone(key):
+def test_membership_is_known_of_every_site(key):
     def model(y):
         s = gx.param("s", 2.0, gx.constraints.positive)
         z = gx.sample("z", tfd.HalfNormal(s))
         gx.sample("y", distrax.Normal(z, 1.0), obs=y)
 
     trace = as_model(model).run(gx.Batch(Y), key, lambda site: None, {})
-    assert trace.sites["z"].contains is None
-    for name in "sy":
+    for name in "syz":
         assert bool(jnp.all(trace.sites[name].contains(trace.sites[name].value)))
         assert not bool(jnp.any(trace.sites[name].contains(jnp.nan * trace.sites[name].value)))
 

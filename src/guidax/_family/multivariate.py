@@ -82,7 +82,7 @@ class MultivariateNormal(AbstractFlatNormal):
         loc_unit, diagonal_unit = units_of_normal(raw)
         below, raw_change = tril.split(step.raw_scale_tril)
         log_change = (SCALE_UNIT * raw_change / diagonal_unit)[..., None]
-        eye = jnp.eye(self.loc.shape[-1], dtype=self.loc.dtype)
+        eye = jnp.broadcast_to(jnp.eye(below.shape[-1], dtype=below.dtype), below.shape)
         unit = tril.split(self.raw_scale_tril)[0] + eye  # L with its rows over its diagonal
         changes = (
             jnp.matvec(self.scale_tril(), step.loc / loc_unit),
