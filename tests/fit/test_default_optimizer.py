@@ -203,6 +203,26 @@ def test_members_of_an_ensemble_turn_only_when_it_is_due():
     assert "eigh" not in str(members(turned=False))
 
 
+def test_a_compiled_ensemble_turns_only_when_it_is_due(key, monkeypatch):
+    """XLA moves out of a loop what does not change in it, whether or not it is ever run."""
+    calls = []
+
+    def eigh(matrix):
+        calls.append(matrix.shape)
+        return tuple(np.linalg.eigh(matrix))
+
+    def counted(matrix, **_):
+        shapes = jax.eval_shape(lambda x: (x[0], x), matrix)
+        return jax.pure_callback(eigh, shapes, matrix, vmap_method="broadcast_all")
+
+    monkeypatch.setattr(jnp.linalg, "eigh", counted)
+    guide = gx.AutoNormal(normal(1.0), key=key)
+    fit = jax.vmap(lambda key: gx.fit(key, guide, steps=2 * EVERY + 10, progress=False).guide)
+    jax.block_until_ready(jax.jit(fit)(jax.random.split(key)))
+    jax.effects_barrier()
+    assert calls == 2 * [(2, 3, 3)]
+
+
 def turns(result):
     """Whether the optimizer of a fit has axes."""
 

@@ -187,7 +187,9 @@ def _turn(
         mean, square = (_vector(x, turned) for x in (state.adam.mu, state.adam.nu))
 
         def turn(old: _Axes) -> _Axes:
-            square, axes = jnp.linalg.eigh(second, symmetrize_input=False)
+            # XLA hoists what the loop does not change, and would take them at every step.
+            varying = jnp.where(old.is_due, second, 0)
+            square, axes = jnp.linalg.eigh(varying, symmetrize_input=False)
             square = jnp.maximum(square, jnp.finfo(square.dtype).eps * square[-1])  # rounding
             weight = (1 - SQUARE_DECAY**count) / (1 - MEMORY ** (count + 1))  # Adam will debias
             square = jnp.asarray(weight * square, square.dtype)
