@@ -229,7 +229,7 @@ def _site(msg: dict[str, Any], sizes: dict[str, int]) -> Site:
         # Observations may stand on further leading axes, which log_prob broadcasts to.
         value_batch = jnp.shape(msg["value"])[: jnp.ndim(msg["value"]) - len(event)]
         shape = jnp.broadcast_shapes(shape, value_batch)
-    drawable, unmasked = not _is_improper(fn), _unmasked(fn)
+    drawable, unmasked, known = not _is_improper(fn), _unmasked(fn), _membership(fn)
     is_delta = not observed and _is_delta(fn)
     return Site(
         name=msg["name"],
@@ -245,7 +245,8 @@ def _site(msg: dict[str, Any], sizes: dict[str, int]) -> Site:
         sample=(lambda key: fn.sample(key, sample_shape)) if drawable else None,
         mean=(lambda: jnp.broadcast_to(fn.mean, shape + event)) if drawable else None,
         bijection=None if observed else _bijection(fn, len(shape)),
-        contains=fn.support if observed and fn.support is not None else None,
+        contains=known if observed else None,
+        feasible=known and (lambda: known.feasible_like(jnp.zeros(shape + event))),
         dtype=_dtype(fn),
     )
 
@@ -283,6 +284,16 @@ def _term_of_point(msg: dict[str, Any], sizes: dict[str, int]) -> Site:
     fn = dist.Unit(msg["fn"].log_prob(msg["value"]))
     name, value = f"{msg['name']}.log_density", fn.sample(None)
     return _site(msg | {"name": name, "fn": fn, "is_observed": True, "value": value}, sizes)
+
+
+def _membership(fn: Any) -> Any:
+    """Return the constraint of a whole value, or None where it is not known."""
+    support, base = fn.support, _base(fn)
+    if support is None:
+        return None
+    if isinstance(base, dist.MixtureSameFamily) and any(map(jnp.ndim, jax.tree.leaves(support))):
+        return None  # its bounds are those of the components, with an axis for them
+    return constraints.independent(support, max(len(fn.event_shape) - support.event_dim, 0))
 
 
 def _mask(fn: Any) -> Any:

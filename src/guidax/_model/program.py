@@ -18,6 +18,7 @@ from .batch import Batch
 from .bijectors import biject_to, monotonicity
 from .constraint_types import Constraint
 from .constraints import real
+from .feasible import feasible
 from .handlers import AbstractHandler
 from .improper import ImproperUniform
 from .messages import KeySource, Message, Messenger, broadcast_sample, isolated
@@ -201,7 +202,7 @@ def native_site(msg: Message) -> Site:
     """
     fn, batch = msg.fn, msg.batch_shape
     event = tuple(fn.event_shape)
-    is_improper = isinstance(fn, ImproperUniform)
+    is_improper, known = isinstance(fn, ImproperUniform), _membership(fn)
     if msg.value is not None:
         batch = _batch_shape_of_value(msg, batch, event)
     return Site(
@@ -218,9 +219,14 @@ def native_site(msg: Message) -> Site:
         sample=None if is_improper else lambda key: broadcast_sample(fn, key, batch),
         mean=None if is_improper else lambda: jnp.broadcast_to(fn.mean(), batch + event),
         bijection=None if msg.observed else _latent_bijection(fn, len(batch)),
-        contains=_membership(fn),
+        contains=known,
+        feasible=None if known is None else lambda: feasible(known, batch + event, _floating(fn)),
         dtype=fn.dtype,
     )
+
+
+def _floating(fn: Any) -> Any:
+    return fn.dtype if jnp.issubdtype(fn.dtype, jnp.inexact) else jnp.result_type(float)
 
 
 def _batch_shape_of_value(

@@ -8,13 +8,14 @@ from typing import Any, Literal, NamedTuple, get_args
 
 import equinox as eqx
 import jax.numpy as jnp
-from jax import lax, random
+from jax import lax
 from jaxtyping import Array, Bool, Float
 
 from .._numerics import log_normal, sum_trailing
 from .._types import Key
 from .batch import Batch
 from .model import AbstractModel
+from .padding import without_padding
 from .trace import Site, Trace
 
 Space = Literal["unconstrained", "constrained", "point"]
@@ -289,7 +290,7 @@ def site_entries(site: Site, draw: Draw) -> tuple[Array, Array]:
         log_det = site.known_bijection.log_det(draw.values[site.name], site.value)
     if site.mask is False:
         return log_det, log_det
-    log_prob = site.log_prob(_without_padding(site))
+    log_prob = site.log_prob(without_padding(site))
     if jnp.iscomplexobj(log_prob):
         raise TypeError(
             f"site {site.name!r} has a complex log density, and log densities are real. Where its "
@@ -324,26 +325,6 @@ def _term(site: Site, draw: Draw) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """Return `N/B sum(scale * log p + log|J|)`, masked, and its log-Jacobian."""
     total, log_det = site_entries(site, draw)
     return site.plate_scale * jnp.sum(total), site.plate_scale * jnp.sum(log_det)
-
-
-def _without_padding(site: Site) -> Any:
-    """Put a prior draw in place of a masked observation: its NaN must not reach a gradient.
-
-    Raises:
-        ValueError: If the site cannot be drawn from.
-    """
-    if site.mask is None or site.mask is False or site.kind != "observed":
-        return site.value
-    mask = jnp.broadcast_to(site.mask, site.batch_shape)
-    mask = mask.reshape(mask.shape + (1,) * len(site.event_shape))
-    if site.sample is None:
-        raise ValueError(
-            f"observed site {site.name!r} is masked by an array, and a draw takes the place of a "
-            "masked entry, but its distribution has no draws: give it one that has (in an adapter, "
-            "let the gx.Site have `sample`), or take the mask off."
-        )
-    inside = lax.stop_gradient(site.sample(random.key(0))).astype(jnp.result_type(site.value))
-    return jnp.where(mask, site.value, inside)
 
 
 def _instead(site: Site, draw: Draw, space: Space | None) -> Array | float:

@@ -73,6 +73,9 @@ class Site:
         bijection: For a latent or a param, its bijection; a string says why a latent has none.
         contains: Value to whether it lies in the support, or a param's constraint, entry by entry;
             None where that is not known, as for the latents of NumPyro models.
+        feasible: Returns a value inside the support, of the shape `batch_shape + event_shape`, or
+            raises NotImplementedError; None where none is known. It takes the place of a masked
+            observation, so its density and gradient have to be finite.
         dtype: Of the constrained value.
     """
 
@@ -90,6 +93,7 @@ class Site:
     mean: Callable[[], Array] | None = None
     bijection: Bijection | str | None = None
     contains: Callable[[Array], Array] | None = None
+    feasible: Callable[[], Array] | None = None
     dtype: Any = None
 
     @property
