@@ -529,3 +529,18 @@ def test_a_param_outside_of_its_constraint_is_named(key):
     simplex = jax.random.dirichlet(jax.random.key(0), jnp.ones(3000, jnp.float32))
     guide = gx.AutoNormal(wrapped, simplex, constraints.simplex, key=key)
     np.testing.assert_allclose(guide.param_values()["s"], simplex, atol=1e-5)
+
+
+@pytest.mark.parametrize("term", [jnp.ones(4), 1.0], ids=["by row", "one"])
+def test_a_factor_under_an_array_mask_counts_where_it_is_kept(term, key):
+    def model(mask):
+        numpyro.sample("z", dist.Normal(0.0, 1.0))
+        with numpyro.plate("rows", 4), numpyro.handlers.mask(mask=mask):
+            numpyro.factor("f", 2.0 * term)
+
+    mask, wrapped = jnp.array([True, True, True, False]), gx.from_numpyro(model)
+    gx.AutoNormal(wrapped, mask, key=key)
+    found = gx.log_joint(wrapped, {"z": jnp.zeros(())}, mask)
+    exact = numpyro_log_density(model, (mask,), {"z": 0.0})[0]
+    np.testing.assert_allclose(found, exact, rtol=1e-6)
+    np.testing.assert_allclose(exact, -0.5 * np.log(2 * np.pi) + 3 * 2.0, rtol=1e-6)

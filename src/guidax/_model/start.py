@@ -365,7 +365,7 @@ def _count_outside(sites: Iterable[Site]) -> dict[str, Int[Array, ""]]:
             continue
         inside = jnp.asarray(site.contains(site.value))
         if site.mask is not None:
-            inside = inside | ~jnp.broadcast_to(site.mask, inside.shape)
+            inside = inside | ~jnp.asarray(site.mask)  # either may have further axes
         found[site.name] = jnp.sum(~inside)  # here: on several hosts none sees all values
     return found
 
