@@ -544,3 +544,58 @@ def test_a_factor_under_an_array_mask_counts_where_it_is_kept(term, key):
     exact = numpyro_log_density(model, (mask,), {"z": 0.0})[0]
     np.testing.assert_allclose(found, exact, rtol=1e-6)
     np.testing.assert_allclose(exact, -0.5 * np.log(2 * np.pi) + 3 * 2.0, rtol=1e-6)
+
+
+class Bell(dist.Distribution):
+    """A standard normal density, and no draws."""
+
+    support = dist.constraints.real
+
+    def log_prob(self, value):
+        return jax.scipy.stats.norm.logpdf(value)
+
+
+class RefusingBell(Bell):
+    def sample(self, key, sample_shape=()):
+        raise NotImplementedError
+
+
+UNDRAWABLE = {
+    "no sample": lambda: Bell(),
+    "a sample that raises": lambda: RefusingBell(),
+    "expanded": lambda: Bell().expand([2]).to_event(1),
+    "transformed": lambda: dist.TransformedDistribution(Bell(), dist.transforms.ExpTransform()),
+    "mixture": lambda: dist.MixtureGeneral(
+        dist.Categorical(logits=jnp.zeros(2)), [dist.Normal(0.0, 1.0), RefusingBell()]
+    ),
+}
+
+
+@pytest.mark.parametrize("prior", UNDRAWABLE.values(), ids=UNDRAWABLE)
+def test_a_prior_without_draws_needs_none(prior, key):
+    def model(y=None):
+        z = numpyro.sample("z", prior())
+        numpyro.sample("y", dist.Normal(jnp.sum(z), 1.0), obs=y)
+
+    y, wrapped = jnp.zeros(()), gx.from_numpyro(model)
+    strategies = (gx.init_to_median(), gx.init_to_mean(), gx.init_to_sample())
+    guides = [gx.AutoDelta(wrapped, y, key=key, init_loc_fn=each) for each in strategies]
+    uniform = gx.AutoDelta(wrapped, y, key=key, init_loc_fn=gx.init_to_uniform())
+    for guide in guides:
+        np.testing.assert_allclose(guide.median()["z"], uniform.median()["z"], rtol=1e-6)
+    with pytest.raises(ValueError, match="site 'z' has no prior that can be drawn from"):
+        gx.Predictive(wrapped, num_samples=2)(key)
+
+
+def test_predictions_of_a_likelihood_without_draws_are_refused_by_name(key):
+    def model(y=None):
+        z = numpyro.sample("z", dist.Normal(0.0, 1.0))
+        numpyro.sample(
+            "y",
+            dist.TransformedDistribution(Bell(), [dist.transforms.AffineTransform(z, 1.0)]),
+            obs=y,
+        )
+
+    predictive = gx.Predictive(gx.from_numpyro(model), {"z": jnp.zeros(3)})
+    with pytest.raises(ValueError, match="site 'y' has no prior.*without `sample`.*its data"):
+        predictive(key)

@@ -470,3 +470,69 @@ def test_a_substituted_latent_is_refused(key):
         gx.AutoNormal(fixed, y, key=key)
     guide = gx.AutoNormal(gx.handlers.condition(model, {"z": 0.5}), y, key=key)
     assert guide.family.loc.keys() == {"w"}
+
+
+class Bell(tfd.Distribution):
+    """A standard normal density, and no draws."""
+
+    def __init__(self):
+        super().__init__(float, tfd.NOT_REPARAMETERIZED, False, True)
+
+    def _event_shape(self):
+        return ()
+
+    def _batch_shape(self):
+        return ()
+
+    def _log_prob(self, value):
+        return jax.scipy.stats.norm.logpdf(value)
+
+
+class DistraxBell(distrax.Distribution):
+    event_shape = batch_shape = ()
+
+    def log_prob(self, value):
+        return jax.scipy.stats.norm.logpdf(value)
+
+    def _sample_n(self, key, n):
+        raise NotImplementedError
+
+
+class BareBell:
+    event_shape = batch_shape = ()
+    dtype = float
+
+    def log_prob(self, value):
+        return jax.scipy.stats.norm.logpdf(value)
+
+
+for kind in (Bell, DistraxBell, BareBell):
+    gx.support.register(kind)(lambda _: gx.constraints.real)
+
+
+@pytest.mark.parametrize(
+    "prior",
+    [Bell, DistraxBell, BareBell, lambda: tfd.Independent(tfd.BatchBroadcast(Bell(), [2]), 1)],
+    ids=["tfd", "distrax", "neither", "independent"],
+)
+def test_a_prior_without_draws_needs_none(prior, key):
+    def model(y=None):
+        z = gx.sample("z", prior())
+        gx.sample("y", distrax.Normal(jnp.sum(z), 1.0), obs=y)
+
+    y = jnp.zeros(())
+    uniform = gx.AutoDelta(model, y, key=key, init_loc_fn=gx.init_to_uniform())
+    for strategy in (gx.init_to_median(), gx.init_to_mean(), gx.init_to_sample()):
+        guide = gx.AutoDelta(model, y, key=key, init_loc_fn=strategy)
+        np.testing.assert_allclose(guide.median()["z"], uniform.median()["z"], rtol=1e-6)
+    with pytest.raises(ValueError, match="site 'z' has no prior.*without `sample`"):
+        gx.Predictive(model, num_samples=2)(key)
+
+
+def test_a_latent_that_nobody_can_draw_is_named(key):
+    class OnASphere(BareBell):
+        event_shape = (3,)
+
+    gx.support.register(OnASphere)(lambda _: gx.constraints.sphere)
+    with pytest.raises(ValueError, match="latent site 'z': .*sphere"):
+        gx.AutoNormal(lambda: gx.sample("z", OnASphere()), key=key)

@@ -351,3 +351,20 @@ def test_errors(key, guide, monkeypatch):
     monkeypatch.setitem(sys.modules, "arviz", None)
     with pytest.raises(ImportError, match=r'pip install "guidax\[arviz\]"'):
         call(EFFECT, ERROR)
+
+
+def test_a_prior_without_draws_has_no_prior_groups(key):
+    class Bell(dist.Distribution):
+        support = dist.constraints.real
+
+        def log_prob(self, value):
+            return dist.Normal().log_prob(value)
+
+    def model(y):
+        z = numpyro.sample("z", Bell())
+        with numpyro.plate("rows", 3):
+            numpyro.sample("y", dist.Normal(z, 1.0), obs=y)
+
+    wrapped, y = gx.from_numpyro(model), jnp.ones(3)
+    tree = gx.to_arviz(key, gx.AutoNormal(wrapped, y, key=key), y, num_samples=10)
+    assert "posterior_predictive" in tree and "prior" not in tree

@@ -23,7 +23,7 @@ def feasible(constraint: Constraint, shape: tuple[int, ...], dtype: DTypeLike) -
     Args:
         constraint: The constraint.
         shape: Shape of the value, to which array bounds broadcast.
-        dtype: Of the value, which bounds may change.
+        dtype: Of the value, as far as bounds leave it. Numbers of an interval are floating.
 
     Returns:
         The value.
@@ -35,6 +35,7 @@ def feasible(constraint: Constraint, shape: tuple[int, ...], dtype: DTypeLike) -
         bijector = biject_to(constraint)
     except (TypeError, ValueError):
         raise NotImplementedError(f"no point of {constraint!r} is known.") from None
+    dtype = dtype if jnp.issubdtype(dtype, jnp.inexact) else jnp.result_type(float)
     u = jax.eval_shape(bijector.inverse, jax.ShapeDtypeStruct(shape, dtype))
     return jnp.asarray(bijector.forward(jnp.full(u.shape, _GENERIC, u.dtype)))
 

@@ -23,7 +23,7 @@ from numpyro.primitives import Messenger
 from .._numerics import is_traced, sum_trailing
 from .._types import Key
 from .batch import Batch
-from .messages import Foreign, KeySource, isolated
+from .messages import Foreign, KeySource, can_draw, isolated
 from .model import AbstractCallableModel, Choose, SplitCallable
 from .trace import Bijection, Indices, Plate, Site, Trace
 
@@ -229,7 +229,7 @@ def _site(msg: dict[str, Any], sizes: dict[str, int]) -> Site:
         # Observations may stand on further leading axes, which log_prob broadcasts to.
         value_batch = jnp.shape(msg["value"])[: jnp.ndim(msg["value"]) - len(event)]
         shape = jnp.broadcast_shapes(shape, value_batch)
-    drawable, unmasked, known = not _is_improper(fn), _unmasked(fn), _membership(fn)
+    drawable, unmasked, known = _is_drawable(fn), _unmasked(fn), _membership(fn)
     is_delta = not observed and _is_delta(fn)
     return Site(
         name=msg["name"],
@@ -243,10 +243,10 @@ def _site(msg: dict[str, Any], sizes: dict[str, int]) -> Site:
         mask=_mask(fn),
         log_prob=lambda x: jnp.broadcast_to(unmasked.log_prob(x), shape),
         sample=(lambda key: fn.sample(key, sample_shape)) if drawable else None,
-        mean=(lambda: jnp.broadcast_to(fn.mean, shape + event)) if drawable else None,
+        mean=lambda: jnp.broadcast_to(fn.mean, shape + event),
         bijection=None if observed else _bijection(fn, len(shape)),
         contains=known if observed else None,
-        feasible=known and (lambda: known.feasible_like(jnp.zeros(shape + event))),
+        feasible=None if known is None else lambda: known.feasible_like(jnp.zeros(shape + event)),
         dtype=_dtype(fn),
     )
 
@@ -264,8 +264,22 @@ def _base(fn: Any) -> Any:
     return fn
 
 
-def _is_improper(fn: Any) -> bool:
-    return isinstance(_base(fn), dist.ImproperUniform)
+def _is_drawable(fn: Any) -> bool:
+    """Say whether a distribution has draws: a class of a user's own may have a density alone.
+
+    NumPyro's classes have, if what they are made of has. A user's `sample` may be there and raise:
+    it is traced, which costs nothing later.
+    """
+    if isinstance(fn, dist.ImproperUniform) or type(fn).sample is dist.Distribution.sample:
+        return False
+    if str(getattr(type(fn).sample, "__module__", "")).startswith("numpyro."):
+        parts = jax.tree.leaves(list(vars(fn).values()), is_leaf=_is_distribution)
+        return all(_is_drawable(part) for part in parts if _is_distribution(part))
+    return can_draw(fn.sample)
+
+
+def _is_distribution(x: Any) -> bool:
+    return isinstance(x, dist.Distribution)
 
 
 def _is_delta(fn: Any) -> bool:

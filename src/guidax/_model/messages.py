@@ -6,7 +6,7 @@ import contextlib
 import contextvars
 import dataclasses
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -207,6 +207,17 @@ def broadcast_sample(fn: Any, key: Array, batch_shape: tuple[int, ...]) -> Array
         to = pad + (len(wide) - done - 1) + i
         x = jnp.squeeze(jnp.moveaxis(x, pad, to), to + 1)
     return x
+
+
+def can_draw(sample: Callable[[Array], Any]) -> bool:
+    """Say whether a function of a key draws: of a user's distribution it may not be implemented."""
+    try:
+        jax.eval_shape(sample, jax.eval_shape(jax.random.key, 0))
+    except NotImplementedError:
+        return False
+    except Exception:  # the user's own, which is raised where a draw is asked for
+        return True
+    return True
 
 
 class KeySource:

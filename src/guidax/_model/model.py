@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree
 
@@ -276,5 +277,9 @@ def unblocked(handler: AbstractHandler) -> AbstractModel:
 
 
 def at_zero(site: Site) -> Array | None:
-    """Choose unconstrained zero for a latent that a guide can draw."""
-    return site.known_bijection.forward(site.zeros()) if site.has_bijection else None
+    """Choose unconstrained zero for a latent that a guide can draw, zero where nobody can."""
+    if site.has_bijection:
+        return site.known_bijection.forward(site.zeros())
+    if site.sample is None:
+        return jnp.zeros((*site.batch_shape, *site.event_shape), site.dtype)
+    return None

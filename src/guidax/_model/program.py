@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -21,11 +21,11 @@ from .constraints import real
 from .feasible import feasible
 from .handlers import AbstractHandler
 from .improper import ImproperUniform
-from .messages import KeySource, Message, Messenger, broadcast_sample, isolated
+from .messages import KeySource, Message, Messenger, broadcast_sample, can_draw, isolated
 from .model import AbstractCallableModel, AbstractModel, Choose, SplitCallable, unblocked
 from .primitives import plate, starting_value
 from .rows import draw_rows
-from .supports import support
+from .supports import LIBRARIES, support
 from .trace import Bijection, Indices, Plate, Site, Trace
 
 
@@ -202,7 +202,7 @@ def native_site(msg: Message) -> Site:
     """
     fn, batch = msg.fn, msg.batch_shape
     event = tuple(fn.event_shape)
-    is_improper, known = isinstance(fn, ImproperUniform), _membership(fn)
+    known, dtype = _membership(fn), _dtype(fn)
     if msg.value is not None:
         batch = _batch_shape_of_value(msg, batch, event)
     return Site(
@@ -216,17 +216,40 @@ def native_site(msg: Message) -> Site:
         scale=msg.scale,
         mask=msg.mask,
         log_prob=lambda x: jnp.broadcast_to(fn.log_prob(x), batch),
-        sample=None if is_improper else lambda key: broadcast_sample(fn, key, batch),
-        mean=None if is_improper else lambda: jnp.broadcast_to(fn.mean(), batch + event),
+        sample=(lambda key: broadcast_sample(fn, key, batch)) if _is_drawable(fn) else None,
+        mean=lambda: jnp.broadcast_to(fn.mean(), batch + event),
         bijection=None if msg.observed else _latent_bijection(fn, len(batch)),
         contains=known,
-        feasible=None if known is None else lambda: feasible(known, batch + event, _floating(fn)),
-        dtype=fn.dtype,
+        feasible=None if known is None else lambda: feasible(known, batch + event, dtype),
+        dtype=dtype,
     )
 
 
-def _floating(fn: Any) -> Any:
-    return fn.dtype if jnp.issubdtype(fn.dtype, jnp.inexact) else jnp.result_type(float)
+def _layers(fn: Any) -> Iterator[Any]:
+    """Return the distribution and those that it is made of, from the outside in."""
+    parts = ("distribution", "components_distribution")
+    while fn is not None:
+        yield fn
+        fn = next((x for part in parts if (x := getattr(fn, part, None)) is not None), None)
+
+
+def _is_drawable(fn: Any) -> bool:
+    """Say whether a distribution has draws: a class of a user's own may have a density alone.
+
+    Then `sample` may be there and raise: it is traced, which costs nothing later.
+    """
+    if isinstance(fn, ImproperUniform) or not hasattr(fn, "sample"):
+        return False
+    if all(type(each).__module__.startswith(LIBRARIES) for each in _layers(fn)):
+        return True
+    return can_draw(lambda key: fn.sample(seed=key, sample_shape=()))
+
+
+def _dtype(fn: Any) -> Any:
+    try:
+        return fn.dtype
+    except NotImplementedError:  # distrax asks a draw, which a user's own class may lack
+        return jnp.result_type(float)
 
 
 def _batch_shape_of_value(
@@ -260,8 +283,7 @@ def _membership(fn: Any) -> Constraint | None:
 
 def _latent_bijection(fn: Any, batch_ndim: int) -> Bijection | str:
     """Return the bijection of a latent, or why it has none."""
-    inner = fn
-    while inner is not None:
+    for inner in _layers(fn):
         if type(inner).__name__ == "Masked":
             return (
                 "a Masked distribution leaves entries of its value without a density: use "
@@ -275,8 +297,6 @@ def _latent_bijection(fn: Any, batch_ndim: int) -> Bijection | str:
                 f"{name}(input_output_cholesky=True) scores the factor L with the density of the "
                 f"matrix L L', which is not that of L: {way}."
             )
-        parts = ("distribution", "components_distribution")
-        inner = next((x for part in parts if (x := getattr(inner, part, None)) is not None), None)
     try:
         return bijection_of(support(fn), batch_ndim)
     except (TypeError, ValueError) as error:

@@ -152,7 +152,9 @@ def _reads(
         u = inputs["latents"]
 
         def choose(site: Site) -> Array | None:
-            return site.known_bijection.forward(u[site.name]) if site.name in u else None
+            if site.name in u:
+                return site.known_bijection.forward(u[site.name])
+            return None if site.has_bijection else at_zero(site)
 
         again = batch.with_arrays(inputs["arguments"])
         sites = model.run(again, inputs["key"], choose, rows).sites.values()

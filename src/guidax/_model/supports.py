@@ -19,7 +19,7 @@ from .compound_constraints import independent
 from .constraint_types import Constraint, Side
 from .improper import ImproperUniform
 
-_LIBRARIES = ("distrax.", "tensorflow_probability.")
+LIBRARIES = ("distrax.", "tensorflow_probability.")
 
 
 @functools.singledispatch
@@ -39,8 +39,10 @@ def support(dist: Any) -> Constraint:
         TypeError: If no support is known for the class, or its draws are not one array.
     """
     for kind in type(dist).__mro__:
-        if kind.__module__.startswith(_LIBRARIES) and kind.__name__ in _TABLE:
-            entry = _TABLE[kind.__name__]
+        # TFP's `Independent` of a distribution that is no composite tensor is an `_Independent`.
+        name = kind.__name__.removeprefix("_")
+        if kind.__module__.startswith(LIBRARIES) and name in _TABLE:
+            entry = _TABLE[name]
             return _events(entry, dist) if isinstance(entry, Constraint) else entry(dist)
     raise _unknown(dist, "no support is known for it")
 

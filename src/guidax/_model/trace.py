@@ -69,7 +69,8 @@ class Site:
             `batch_shape` and is false where the entry is padding.
         log_prob: Constrained value to log density of the batch shape, unscaled and unmasked.
         sample: Key to a prior draw, or None where the prior cannot be drawn from.
-        mean: Returns the prior mean, or raises NotImplementedError; None where there is none.
+        mean: Returns the prior mean, or raises NotImplementedError or AttributeError; None where
+            there is none.
         bijection: For a latent or a param, its bijection; a string says why a latent has none.
         contains: Value to whether it lies in the support, or a param's constraint, entry by entry;
             None where that is not known, as for the latents of NumPyro models.

@@ -88,9 +88,7 @@ def first_run(model: AbstractModel, batch: Batch, key: Key) -> tuple[Trace, Indi
 
     def choose(site: Site) -> Array | None:
         asked.add(site.name)
-        if site.has_bijection or site.sample is not None:
-            return at_zero(site)
-        return jnp.zeros((*site.batch_shape, *site.event_shape), site.dtype)
+        return at_zero(site)
 
     rows = dict(batch.rows)
     trace = model.run(batch, key, choose, rows)
@@ -249,8 +247,9 @@ def _other_size(site: Site, p: Plate, found: int) -> ValueError:
 def _no_draws(site: Site) -> ValueError:
     if site.sample is None:
         return ValueError(
-            f"site {site.name!r} has no prior that can be drawn from (a flat prior, or a bare log "
-            "density): pass its draws, as guide.sample_posterior returns them."
+            f"site {site.name!r} has no prior that can be drawn from (a flat prior, a bare log "
+            "density, or a distribution without `sample`): pass its draws, as "
+            "guide.sample_posterior returns them; or, if it is an observation, its data."
         )
     return ValueError(
         f"draws lack the latent {site.name!r}. If it is an observation, pass its data; if not, "

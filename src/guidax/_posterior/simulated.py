@@ -37,8 +37,8 @@ def simulate(
     def choose(site: Site) -> None:
         if site.sample is None:
             raise ValueError(
-                f"site {site.name!r} has no prior that can be drawn from (a flat prior, or a bare "
-                "log density): give it a proper one."
+                f"site {site.name!r} has no prior that can be drawn from (a flat prior, a bare log "
+                "density, or a distribution without `sample`): give it a proper one."
             )
 
     sites = model.run(batch, key, choose, {}).of("latent")
