@@ -599,3 +599,29 @@ def test_predictions_of_a_likelihood_without_draws_are_refused_by_name(key):
     predictive = gx.Predictive(gx.from_numpyro(model), {"z": jnp.zeros(3)})
     with pytest.raises(ValueError, match="site 'y' has no prior.*without `sample`.*its data"):
         predictive(key)
+
+
+@pytest.mark.parametrize("value", [{"a": 1.0}, [1.0, [2.0, 3.0]], "text", None], ids=repr)
+def test_a_deterministic_site_that_is_no_array_is_refused_by_name(value, key):
+    def model():
+        numpyro.sample("z", dist.Normal(0.0, 1.0))
+        numpyro.deterministic("d", value)
+
+    with pytest.raises(TypeError, match="the value of deterministic 'd' is an array or a number"):
+        gx.AutoNormal(gx.from_numpyro(model), key=key)
+
+
+@pytest.mark.parametrize("kind", [list, tuple])
+def test_a_deterministic_site_of_several_numbers_is_an_array(kind, key):
+    """As in guidax's own language; the model itself gets back what it gave."""
+
+    def model():
+        z = numpyro.sample("z", dist.Normal(0.0, 1.0))
+        pair = numpyro.deterministic("pair", kind([z, 2 * z]))
+        assert isinstance(pair, kind)
+
+    guide = gx.AutoNormal(gx.from_numpyro(model), key=key)
+    z = guide.sample_posterior(key, sample_shape=(50,))
+    np.testing.assert_allclose(z["pair"], jnp.stack([z["z"], 2 * z["z"]], axis=-1), rtol=1e-6)
+    assert guide.quantiles([0.1, 0.9])["pair"].shape == (2, 2)
+    assert gx.diagnose(key, guide).mean()["pair"].shape == (2,)

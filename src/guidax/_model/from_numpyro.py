@@ -20,7 +20,7 @@ from numpyro.distributions import biject_to, constraints, transforms
 from numpyro.distributions.distribution import ExpandedDistribution, MaskedDistribution
 from numpyro.primitives import Messenger
 
-from .._numerics import is_traced, sum_trailing
+from .._numerics import as_array, is_traced, sum_trailing
 from .._types import Key
 from .batch import Batch
 from .messages import Foreign, KeySource, can_draw, isolated
@@ -67,7 +67,7 @@ class NumPyroModel(AbstractCallableModel):
                     _record(plates, p)
             elif kind == "deterministic":
                 plates_around = _plates(msg, values.sizes)
-                sites[name] = Site(name, "deterministic", msg["value"], plates=plates_around)
+                sites[name] = Site(name, "deterministic", _recorded(msg), plates=plates_around)
             elif kind == "param":
                 value = values.params.get(name, msg["value"])
                 sites[name] = _param_site(msg, value)
@@ -112,6 +112,8 @@ class _Values:
             return self._param(msg)
         if kind == "sample" and not msg["is_observed"] and not _is_delta(msg["fn"]):
             return self._choose(_site(msg, self.sizes))
+        if kind == "deterministic":
+            _recorded(msg)  # here, since NumPyro takes None for a value that is still to be found
         return None
 
     def _plate(self, name: str, size: int, rows: int | None) -> Any:
@@ -169,6 +171,11 @@ class _Inside(_ControlFlow):
                 f"{size} rows, which cannot be chosen there: make it outside, rows = "
                 f"numpyro.plate({name!r}, ...), and enter it inside, with rows as indices."
             )
+
+
+def _recorded(msg: dict[str, Any]) -> Array:
+    """Return the value of a deterministic site as an array, or refuse it."""
+    return as_array(f"the value of deterministic {msg['name']!r}", msg["value"])
 
 
 def _record(plates: dict[str, Plate], p: Plate) -> None:
