@@ -186,3 +186,11 @@ def test_a_model_that_only_forward_mode_differentiates(key):
     y = jnp.asarray(3.0, float)
     guide = gx.AutoLaplaceApproximation(model, y, key=key)
     np.testing.assert_allclose(guide.laplace(y).family.marginal_scale(), 17**-0.5, rtol=1e-4)
+
+
+def test_a_flat_direction_is_named_where_nan_is_looked_for(key):
+    """A Cholesky factor that is NaN is how the program finds out, and no mistake."""
+    y = jnp.asarray(1.0, float)
+    guide = gx.AutoLaplaceApproximation(flat, y, key=key)
+    with jax.debug_nans(True), pytest.raises(ValueError, match="not positive definite"):
+        guide.laplace(y)

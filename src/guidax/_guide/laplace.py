@@ -114,7 +114,8 @@ def normal_at(
         ValueError: If the Hessian is not positive definite.
     """
     batch = admit_all(guide.model, batch)
-    family = _normal_at(guide, point, batch, given)
+    with jax.debug_nans(False):  # NaN is how it says so, and the error comes below
+        family = _normal_at(guide, point, batch, given)
     if not is_traced(family) and not bool(all_finite(family)):
         _raise_flat(guide, point, batch, given)
     return family
