@@ -1,6 +1,7 @@
 """What AutoDelta's point is, and what quantiles are where no closed form holds."""
 
 import distrax
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -184,3 +185,22 @@ def test_a_support_that_a_hidden_latent_sets(key):
     median = guide.median(num_samples=4_000)["x"]
     below = float(jnp.mean(draws < median))
     assert abs(below - 0.5) < 5 * (0.25 / 4_000 * 2) ** 0.5
+
+
+def test_quantiles_of_integers_and_flags_are_values_that_were_drawn(key):
+    """Interpolated ones would lie in between, and be cut off toward zero."""
+
+    def model():
+        z = gx.sample("z", distrax.Normal(jnp.zeros(()), 1.0))
+        gx.deterministic("odd", 2 * jnp.floor(1000 * z).astype(int) + 1)
+        gx.deterministic("flags", z + jnp.array([-1.0, 0.0, 1.0]) > 0.5)
+
+    guide, levels = gx.AutoNormal(model, key=key), jnp.linspace(0, 1, 101)
+    guide = eqx.tree_at(lambda g: g.family.raw_scale["z"], guide, jnp.asarray(0.5413, float))
+    found = guide.quantiles(levels, num_samples=500)
+    assert found["odd"].dtype == int and found["flags"].dtype == bool
+    assert bool(jnp.all(found["odd"] % 2 == 1))
+    for name, draws in guide.sample_posterior(jax.random.key(0), sample_shape=(500,)).items():
+        if name != "z":
+            nearest = np.quantile(np.asarray(draws).astype(float), levels, 0, method="nearest")
+            np.testing.assert_array_equal(found[name], nearest)

@@ -92,11 +92,18 @@ def quantiles(
             "the real and the imaginary parts; or record these in the model, as deterministic "
             "sites in place of the complex one."
         )
-    found = {
-        n: found[n] if n in found else jnp.quantile(x, flat, axis=0).astype(x.dtype)
-        for n, x in draws.items()
-    }
+    found = {n: found[n] if n in found else _quantile_of_draws(x, flat) for n, x in draws.items()}
     return {n: x.reshape(level.shape + x.shape[1:]) for n, x in found.items()}
+
+
+def _quantile_of_draws(x: Array, level: Float[Array, " levels"]) -> Array:
+    """Return quantiles over the first axis.
+
+    Of integers and flags, which have nothing between them, they are the nearest that was drawn.
+    """
+    if jnp.issubdtype(x.dtype, jnp.inexact):
+        return jnp.quantile(x, level, axis=0).astype(x.dtype)
+    return jnp.sort(x, axis=0)[jnp.round(level * (len(x) - 1)).astype(int)]
 
 
 def _closed_quantile(

@@ -205,7 +205,7 @@ class AutoGuide(eqx.Module):
 
         They are exact where the family has them in closed form, the map to the support is monotone
         coordinate by coordinate, and the support depends on no other latent. Elsewhere they are
-        those of draws.
+        those of draws; of integers and flags, the nearest that was drawn.
 
         Args:
             q: Levels between 0 and 1.
