@@ -278,7 +278,7 @@ OTHER = {
     "steps": ({"steps": 61}, "steps is 60 in the file and 61 here"),
     "rate": ({"learning_rate": 0.1}, "learning_rate is 0.5.* in the file and 0.1.* here"),
     "particles": ({"objective": gx.ELBO(2)}, "objective.num_particles is 1 in the file and 2"),
-    "objective": ({"objective": gx.MeanFieldELBO()}, "objective.is is 'ELBO' in the file"),
+    "objective": ({"objective": gx.MeanFieldELBO()}, "objective is 'ELBO' in the file"),
     "optimizer": ({"optimizer": optax.adam}, "recipe.optimizer is None in the file and .*adam"),
     "trained": ({"trainable": lambda g: g.family.loc}, r"recipe\.trained\[\d\] is True"),
     "forward": ({"forward_mode": True}, "recipe.forward_mode is False in the file"),
@@ -304,7 +304,7 @@ def test_other_data_and_another_start_are_refused(guide, plain, finished):
         run(plain.guide, checkpoint=checkpoint)
     # Rounding, as another processor's, is no other data.
     run(guide, X * (1 + 1e-7), Y, checkpoint=checkpoint)
-    with pytest.raises(ValueError, match="guide.family.is is 'MeanFieldNormal' in the file"):
+    with pytest.raises(ValueError, match="guide.family is 'MeanFieldNormal' in the file"):
         other = gx.AutoMultivariateNormal(model, X, Y, key=jax.random.key(0))
         run(other, checkpoint=checkpoint, learning_rate=0.5)
 
@@ -822,3 +822,12 @@ def test_the_page_on_checkpoints_says_what_happens(tmp_path, monkeypatch):
     page = Path(__file__).parents[2] / "docs" / "checkpoints.md"
     assert run_examples(page) is None
     assert names(tmp_path) == ["guide.guidax", "result.guidax", "run"]
+
+
+def test_a_file_of_another_class_of_guide_is_told_in_one_verb(guide, tmp_path):
+    gx.save(tmp_path / "guide", guide)
+    other = gx.AutoDiagonalNormal(model, X, Y, key=jax.random.key(0))
+    kind = type(guide).__name__
+    message = f"it is '{kind}' in the file and 'AutoDiagonalNormal' here; family is '"
+    with pytest.raises(ValueError, match=message):
+        gx.load(tmp_path / "guide", other)

@@ -51,7 +51,7 @@ def differences(old: Any, new: Any, path: str = "") -> Iterator[str]:
             elif name not in old:
                 yield f"{inner} is not in the file"
             else:
-                yield from differences(old[name], new[name], inner)
+                yield from differences(old[name], new[name], path if name == "is" else inner)
     elif isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
         for i, (a, b) in enumerate(zip(old, new, strict=True)):
             yield from differences(a, b, f"{path}[{i}]")
