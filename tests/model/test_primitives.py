@@ -587,7 +587,7 @@ ERRORS = {
     ),
     "bool size": (lambda: gx.plate("a", True), TypeError, "plate 'a': size must be .* got True"),
     "no rows": (lambda: gx.plate("a", 3, 0), ValueError, "plate 'a' holds 0 of 3 rows"),
-    "no size": (lambda: gx.plate("a", 0), ValueError, "plate 'a' holds 0 of 0 rows"),
+    "no size": (lambda: gx.plate("a", 0), ValueError, "plate 'a' has no rows: its size is 0"),
     "too many rows": (lambda: gx.plate("a", 3, 4), ValueError, "holds 4 of 3 rows: it needs 1 <="),
     "positive dim": (
         lambda: gx.plate("a", 3, dim=0),

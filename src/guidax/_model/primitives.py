@@ -240,6 +240,11 @@ class plate(Messenger):
                     f"plate {name!r}: {label} must be a Python integer, since shapes depend on it; "
                     f"got {number!r}. An array's shape[0] is one, and gx.static(n) passes one on."
                 )
+        if size < 1:
+            raise ValueError(
+                f"plate {name!r} has no rows: its size is {size}. Is the array empty whose rows it "
+                "counts? A plate that may be empty is left out of the run."
+            )
         if not 1 <= rows <= size:
             raise ValueError(
                 f"plate {name!r} holds {rows} of {size} rows: it needs 1 <= subsample_size <= size."
