@@ -69,15 +69,48 @@ class LowRankNormal(AbstractFlatNormal):
     def units(self) -> Any:
         """Return those of independent normals for `S`, and of the entries of `F`.
 
-        With more than thirty coordinates these move more slowly, for their noise.
+        With more than ten coordinates these move more slowly: where all of a column's go one way,
+        they stretch the normal by the sum of their steps. In a hundred dimensions fits diverged.
         """
         loc, raw_scale = units_of_normal(self.raw_scale)
-        unit = SCALE_UNIT * (30 / max(30, self.loc.shape[-1])) ** 0.5
+        unit = SCALE_UNIT * 10 / max(10, self.loc.shape[-1])
         return eqx.tree_at(
             lambda family: (family.loc, family.raw_scale, family.factor),
             self,
             (loc, raw_scale, jnp.full_like(self.factor, unit)),
         )
+
+    def locations(self) -> Any:
+        """Return none: the mean moves in the frame."""
+        return ()
+
+    def travellers(self) -> Any:
+        """Return the mean. A start may lie many standard deviations away."""
+        return (self.loc,)
+
+    def in_frame(self, step: Any) -> Any:
+        """Return the change for a step `(d, e, E)`: `S B d`, `e` of `log S`, and `B E` of `F`.
+
+        `B B' = I + F F'`. `F` changes by `-e F` too, which holds `S F`: a change of `S` alone would
+        turn the long axes. d is in the mean's unit, and e in the parameter's.
+        """
+        loc_unit, scale_unit = units_of_normal(self.raw_scale)
+        log_change = (SCALE_UNIT * step.raw_scale / scale_unit)[..., None]
+        loc = self.scale() * self._times_root((step.loc / loc_unit)[..., None])[..., 0]
+        factor = self._times_root(step.factor) - log_change * self.factor
+        return eqx.tree_at(lambda family: (family.loc, family.factor), step, (loc, factor))
+
+    def _times_root(self, x: Float[Array, "*batch dim n"]) -> Float[Array, "*batch dim n"]:
+        """Return `B x`, where `B = I + F (I + T)^-1 F'` and `T` is the Cholesky factor of `C`.
+
+        With `G = F'F = T T' - I` and `K = (I + T)^-1`, `B B' = I + F (K + K' + K G K') F'`, and
+        since `K T = I - K` the bracket is `I`.
+        """
+        tril = self._capacitance_tril()
+        inside = lax.linalg.triangular_solve(
+            tril + _eye_like(tril), self.factor.mT @ x, left_side=True, lower=True
+        )
+        return x + self.factor @ inside
 
     def scale(self) -> Float[Array, "*batch dim"]:
         """Return the diagonal of `S`."""
