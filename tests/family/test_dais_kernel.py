@@ -7,7 +7,7 @@ import pytest
 
 from assertions import assert_mean_close, distance
 from guidax._family.dais_kernel import dais
-from guidax._family.dynamics import Dynamics, inverse_soft_clip, soft_clip
+from guidax._family.dynamics import Dynamics, DynamicsOptions, inverse_soft_clip, soft_clip
 
 COVARIANCE = np.array([[1.0, 0.8, 0.2], [0.8, 1.5, 0.4], [0.2, 0.4, 0.7]])
 PRECISION = np.linalg.inv(COVARIANCE)
@@ -148,7 +148,7 @@ def test_the_gradient_exists_where_nothing_is_refreshed(key):
 
 def start(rows=(), **changes):
     asked = {"K": 5, "eta_init": 0.02, "eta_max": 0.4, "gamma_init": 0.7} | changes
-    return Dynamics.start(rows, 3, jnp.result_type(float), **asked)
+    return Dynamics.start(rows, 3, jnp.result_type(float), DynamicsOptions(**asked))
 
 
 def test_dynamics_start_where_they_are_asked_to():

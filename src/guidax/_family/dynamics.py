@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import equinox as eqx
@@ -55,17 +56,7 @@ class Dynamics(eqx.Module):
 
     @classmethod
     def start(
-        cls,
-        rows: tuple[int, ...],
-        dim: int,
-        dtype: DTypeLike,
-        *,
-        K: int,
-        eta_init: float | None,
-        eta_max: float,
-        gamma_init: float,
-        max_kick: float | None = None,
-        recompute: bool = False,
+        cls, rows: tuple[int, ...], dim: int, dtype: DTypeLike, options: DynamicsOptions
     ) -> Dynamics:
         """Return moves with speed and gain one and evenly spaced temperatures up to one.
 
@@ -73,33 +64,25 @@ class Dynamics(eqx.Module):
             rows: Leading axes of rows that have parameters of their own.
             dim: Coordinates of one row.
             dtype: Of the parameters.
-            K: Number of steps.
-            eta_init: Starting step size; None for a tenth of `eta_max`.
-            eta_max: Bound of the step sizes.
-            gamma_init: Starting damping.
-            max_kick: As of `dais`.
-            recompute: As of `dais`.
-
-        Raises:
-            ValueError: If an option is out of range: see `check_options`.
+            options: How many steps, and where the other parameters start.
         """
-        check_options(K, eta_init, eta_max, gamma_init, max_kick)
+        eta_max, gamma = options.eta_max, options.gamma_init
 
         def full(shape: tuple[int, ...], value: float) -> Array:
             return from_host(np.full(rows + shape, value, dtype))
 
         one = inverse_softplus(1.0)
-        share = 0.1 if eta_init is None else eta_init / eta_max
+        share = 0.1 if options.eta_init is None else options.eta_init / eta_max
         return cls(
             raw_speed=full((dim,), one),
             raw_gain=full((dim,), one),
-            raw_increments=full((K,), one),
+            raw_increments=full((options.K,), one),
             raw_last=full((), 0.0),
-            raw_step_size=full((K,), _inverse_soft_clip_of(share)),
-            raw_damping=full((), math.log(gamma_init / (1 - gamma_init))),
+            raw_step_size=full((options.K,), _inverse_soft_clip_of(share)),
+            raw_damping=full((), math.log(gamma / (1 - gamma))),
             eta_max=float(eta_max),
-            max_kick=None if max_kick is None else float(max_kick),
-            recompute=recompute,
+            max_kick=None if options.max_kick is None else float(options.max_kick),
+            recompute=options.recompute,
         )
 
     @property
@@ -160,35 +143,54 @@ class Dynamics(eqx.Module):
         )
 
 
-def check_options(
-    K: int, eta_init: float | None, eta_max: float, gamma_init: float, max_kick: float | None
-) -> None:
-    """Refuse options of the moves that are out of range.
+@dataclasses.dataclass(frozen=True)
+class DynamicsOptions:
+    """Options of the moves, which are made before the search of a start: a wrong one costs none.
+
+    Attributes:
+        K: Number of steps.
+        eta_init: Starting step size; None for a tenth of `eta_max`.
+        eta_max: Bound of the step sizes.
+        gamma_init: Starting damping.
+        max_kick: As of `dais`.
+        recompute: As of `dais`.
 
     Raises:
-        ValueError: If one is.
+        ValueError: If one is out of range.
     """
-    if not (is_integer(K) and K >= 1):
-        raise ValueError(f"K counts steps, so it is a positive integer; got {K!r}. Try 4.")
-    if not (is_number(eta_max) and 0 < eta_max < float("inf")):
-        raise ValueError(
-            f"eta_max bounds the step sizes, so it is a positive number; got {eta_max!r}. Try 0.1."
-        )
-    if eta_init is not None and not (is_number(eta_init) and 0 < eta_init < eta_max):
-        raise ValueError(
-            f"eta_init is a step size, so it lies between 0 and eta_max = {eta_max!r}, without "
-            f"them, or is None for a tenth of it; got {eta_init!r}."
-        )
-    if not (is_number(gamma_init) and 0 < gamma_init < 1):
-        raise ValueError(
-            "gamma_init is the share of a momentum that is kept, so it lies between 0 and 1, "
-            f"without them; got {gamma_init!r}. Try 0.9."
-        )
-    if max_kick is not None and not (is_number(max_kick) and 0 < max_kick < float("inf")):
-        raise ValueError(
-            f"max_kick bounds a change of momentum, so it is a positive number, or None for no "
-            f"bound; got {max_kick!r}. Try 5."
-        )
+
+    K: int
+    eta_init: float | None
+    eta_max: float
+    gamma_init: float
+    max_kick: float | None = None
+    recompute: bool = False
+
+    def __post_init__(self):
+        K, eta_init, eta_max = self.K, self.eta_init, self.eta_max
+        gamma_init, max_kick = self.gamma_init, self.max_kick
+        if not (is_integer(K) and K >= 1):
+            raise ValueError(f"K counts steps, so it is a positive integer; got {K!r}. Try 4.")
+        if not (is_number(eta_max) and 0 < eta_max < float("inf")):
+            raise ValueError(
+                "eta_max bounds the step sizes, so it is a positive number; "
+                f"got {eta_max!r}. Try 0.1."
+            )
+        if eta_init is not None and not (is_number(eta_init) and 0 < eta_init < eta_max):
+            raise ValueError(
+                f"eta_init is a step size, so it lies between 0 and eta_max = {eta_max!r}, without "
+                f"them, or is None for a tenth of it; got {eta_init!r}."
+            )
+        if not (is_number(gamma_init) and 0 < gamma_init < 1):
+            raise ValueError(
+                "gamma_init is the share of a momentum that is kept, so it lies between 0 and 1, "
+                f"without them; got {gamma_init!r}. Try 0.9."
+            )
+        if max_kick is not None and not (is_number(max_kick) and 0 < max_kick < float("inf")):
+            raise ValueError(
+                f"max_kick bounds a change of momentum, so it is a positive number, or None for no "
+                f"bound; got {max_kick!r}. Try 5."
+            )
 
 
 def soft_clip(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:

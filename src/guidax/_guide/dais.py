@@ -11,7 +11,7 @@ from jaxtyping import Array
 
 from .._family.dais import DAIS, AbstractDAIS, require_whole
 from .._family.diagonal import DiagonalNormal
-from .._family.dynamics import Dynamics, check_options
+from .._family.dynamics import Dynamics, DynamicsOptions
 from .._family.flat import AbstractFlat
 from .._family.multivariate import MultivariateNormal
 from .._family.normal import raw_scale_of
@@ -107,24 +107,14 @@ class AutoDAIS(AutoGuide):
         recompute: bool = False,
         **kwargs: Any,
     ):
-        check_options(K, eta_init, eta_max, gamma_init, max_kick)  # before the search
+        options = DynamicsOptions(K, eta_init, eta_max, gamma_init, max_kick, recompute)
         check_base(base_dist, init_scale)
         init_loc_fn = given_strategy(base_dist) or init_loc_fn
         start = begin(AutoDAIS, model, args, kwargs, key, init_loc_fn)
         for plate in start.structure.plates:
             require_whole(plate.name, plate.rows, plate.size)
         base = base_of(start, base_dist, init_scale, key)
-        moves = Dynamics.start(
-            (),
-            size_of(base.sites),
-            dtype_of(base.sites),
-            K=K,
-            eta_init=eta_init,
-            eta_max=eta_max,
-            gamma_init=gamma_init,
-            max_kick=max_kick,
-            recompute=recompute,
-        )
+        moves = Dynamics.start((), size_of(base.sites), dtype_of(base.sites), options)
         super().__init__(start.model, DAIS(base, moves, whiten), start.structure, start.admitted)
 
     def dynamics(self) -> dict[str, Array]:

@@ -11,7 +11,7 @@ from jax import random
 from jaxtyping import Array
 
 from .._family.base import AbstractFamily
-from .._family.dynamics import Dynamics, check_options
+from .._family.dynamics import Dynamics, DynamicsOptions
 from .._family.flat import AbstractFlat
 from .._family.laplace import LaplacePoint
 from .._family.local_dais import LocalDAIS, num_rows, row_width
@@ -104,7 +104,7 @@ class AutoSemiDAIS(AutoGuide):
         **kwargs: Any,
     ):
         raw_scale_of(init_scale)  # refuse what is out of range before the search
-        check_options(K, eta_init, eta_max, gamma_init, None)
+        options = DynamicsOptions(K, eta_init, eta_max, gamma_init)
         _refuse_local_model(model, kwargs)
         if isinstance(local_guide, eqx.Module) and not isinstance(local_guide, AutoGuide):
             local_guide = program(local_guide)
@@ -122,15 +122,8 @@ class AutoSemiDAIS(AutoGuide):
         else:
             base = _local_family(start, local, local_guide, families, plate, keys[1])
         leading = () if use_global_dais_params else (num_rows(base.sites, plate),)
-        moves = Dynamics.start(
-            leading,
-            row_width(base.sites, plate),
-            dtype_of(base.sites),
-            K=K,
-            eta_init=eta_init,
-            eta_max=eta_max,
-            gamma_init=gamma_init,
-        )
+        width = row_width(base.sites, plate)
+        moves = Dynamics.start(leading, width, dtype_of(base.sites), options)
         families.append(LocalDAIS(base, moves, plate))
         super().__init__(start.model, Product(families), start.structure, start.admitted)
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from jaxtyping import Array
 
-from .._family.dynamics import Dynamics, check_options
+from .._family.dynamics import Dynamics, DynamicsOptions
 from .._family.surrogate_dais import SurrogateDAIS
 from .._family.vector import dtype_of, size_of
 from .._model.batch import Batch, as_batch
@@ -95,24 +95,14 @@ class AutoSurrogateLikelihoodDAIS(AutoGuide):
         recompute: bool = False,
         **kwargs: Any,
     ):
-        check_options(K, eta_init, eta_max, gamma_init, max_kick)  # before the search
+        options = DynamicsOptions(K, eta_init, eta_max, gamma_init, max_kick, recompute)
         check_base(base_dist, init_scale)
         stand_in = as_model(surrogate_model)
         data = _data(stand_in, surrogate)
         init_loc_fn = given_strategy(base_dist) or init_loc_fn
         start = begin(AutoSurrogateLikelihoodDAIS, model, args, kwargs, key, init_loc_fn)
         base = base_of(start, base_dist, init_scale, key)
-        moves = Dynamics.start(
-            (),
-            size_of(base.sites),
-            dtype_of(base.sites),
-            K=K,
-            eta_init=eta_init,
-            eta_max=eta_max,
-            gamma_init=gamma_init,
-            max_kick=max_kick,
-            recompute=recompute,
-        )
+        moves = Dynamics.start((), size_of(base.sites), dtype_of(base.sites), options)
         stand_in = _started(start, stand_in, data, key)
         family = SurrogateDAIS(base, moves, stand_in, data, whiten)
         super().__init__(start.model, family, start.structure, start.admitted)
