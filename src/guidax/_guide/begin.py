@@ -16,27 +16,10 @@ from .._model.indices import check_rows, with_named_rows
 from .._model.model import AbstractModel
 from .._model.program import as_model
 from .._model.start import Start, find_start, require_continuous
-from .._model.strategies import as_strategy, by_site, init_to_value
+from .._model.strategies import Strategy, as_strategy, by_site, init_to_value
 from .._model.structure import describe
-from .._model.trace import Structure
+from .._model.trace import Indices, Structure
 from .._types import Key, require_key
-
-
-def look(
-    constructor: type, model: Any, args: tuple[Any, ...], kwargs: dict[str, Any], key: Key
-) -> tuple[AbstractModel, Batch, Structure]:
-    """Return a model, its arguments and its structure: what the choice of a strategy may need.
-
-    Raises:
-        TypeError: If the arguments do not fit the model, or `key` is no random key.
-        ValueError: If the model has a latent that no guide can draw, or none.
-    """
-    require_key(constructor.__name__, key, "key=, a random key")
-    model = as_model(model)
-    batch = as_batch(model, args, kwargs, options_of(constructor.__init__))
-    structure = describe(model, batch, key)
-    require_continuous(model, structure)
-    return model, batch, structure
 
 
 def begin(
@@ -47,6 +30,7 @@ def begin(
     key: Key,
     init_loc_fn: Any,
     create_plates: Callable[..., Any] | None = None,
+    choose: Callable[[Structure, Indices], Strategy] | None = None,
 ) -> Start:
     """Search a start for a guide.
 
@@ -61,6 +45,8 @@ def begin(
         key: For the search.
         init_loc_fn: The strategy.
         create_plates: As of a guide.
+        choose: In place of `init_loc_fn`, how the strategy follows from the model's structure and
+            the rows that the batch holds, by plate.
 
     Returns:
         The start.
@@ -68,8 +54,9 @@ def begin(
     Raises:
         TypeError: If the arguments do not fit the model, `key` is no random key, or `create_plates`
             gives no plates.
-        ValueError: As `find_start`, or if `create_plates` or `Batch.at` name plates that the model
-            lacks, or if a strategy stands beside a `Start`, which it cannot change.
+        ValueError: As `find_start`; if the model has no latent, or one that no guide can draw; if
+            `create_plates` or `Batch.at` name plates that the model lacks; or if a strategy stands
+            beside a `Start`, which it cannot change.
 
     Warns:
         UserWarning: If `init_to_value` has values that no latent takes.
@@ -97,12 +84,15 @@ def begin(
     model = as_model(model)
     batch = as_batch(model, args, kwargs, options_of(constructor.__init__))
     batch = with_named_rows(model, batch, create_plates)
-    strategy = as_strategy(init_loc_fn)
     # Before the search, which would blame the data for rows that do not exist.
     check_rows(model, batch)
+    structure = describe(model, batch, key)
+    require_continuous(model, structure)
     if create_plates is not None:
-        _check_plates(model, batch, describe(model, batch, key), create_plates)
-    start = find_start(model, batch, key, strategy, draws_rows=create_plates is not None)
+        _check_plates(model, batch, structure, create_plates)
+    strategy = as_strategy(init_loc_fn) if choose is None else choose(structure, batch.rows)
+    draws_rows = create_plates is not None
+    start = find_start(model, batch, structure, key, strategy, draws_rows=draws_rows)
     _check_values(strategy, start)
     return start
 

@@ -22,7 +22,7 @@ from .._model.strategies import Strategy, as_strategy, by_site, init_to_uniform
 from .._model.target import NOTHING, Target
 from .._model.trace import Indices, Structure
 from .._types import Key
-from .begin import begin, look
+from .begin import begin
 from .guide import AutoContinuous, AutoGuide, key_or_fixed, ranks_of
 from .laplace import normal_at
 from .parts import Part, family_of, given_strategy, strategy_of
@@ -73,18 +73,13 @@ class AutoGuideList(AutoGuide):
         create_plates: Callable[..., Any] | None = None,
         **kwargs: Any,
     ):
-        if isinstance(model, Start):
-            structure = model.structure
-        else:
-            model, batch, structure = look(AutoGuideList, model, args, kwargs, key)
-            args, kwargs = (batch,), {}
-        shares = _shares(parts, structure)
+        def choose(structure: Structure, rows: Indices) -> Strategy:
+            return _strategy(_shares(parts, structure), init_loc_fn, structure, rows)
+
         if isinstance(model, Start):  # a part of another guide, which has found the start
-            _require_no_wishes(shares, init_loc_fn)
-            strategy = None
-        else:
-            strategy = _strategy(shares, init_loc_fn, structure, args[0].rows)
-        start = begin(AutoGuideList, model, args, kwargs, key, strategy, create_plates)
+            _require_no_wishes(_shares(parts, model.structure), init_loc_fn)
+        start = begin(AutoGuideList, model, args, kwargs, key, None, create_plates, choose)
+        shares = _shares(parts, start.structure)
         families: list[AbstractFamily] = []
         keys = random.split(key, len(shares))
         for (own, part), k in zip(shares, keys, strict=True):

@@ -25,7 +25,7 @@ from .._model.strategies import Strategy, as_strategy, by_site, init_to_feasible
 from .._model.target import Target
 from .._model.trace import Indices, Structure
 from .._types import Key
-from .begin import begin, look
+from .begin import begin
 from .guide import AutoGuide
 from .normal import AutoNormal
 from .parts import Part, earlier_draw, family_of, given_strategy, strategy_of
@@ -109,7 +109,11 @@ class AutoSemiDAIS(AutoGuide):
         if isinstance(local_guide, eqx.Module) and not isinstance(local_guide, AutoGuide):
             local_guide = program(local_guide)
         guides = global_guide, local_guide
-        start = _begin(model, args, kwargs, key, subsample_plate, guides, init_loc_fn)
+
+        def choose(structure: Structure, rows: Indices) -> Strategy:
+            return _strategy(structure, rows, subsample_plate, guides, init_loc_fn)
+
+        start = begin(AutoSemiDAIS, model, args, kwargs, key, init_loc_fn, choose=choose)
         plate = _find_plate(start.structure, start.batch.rows, subsample_plate)
         first, local = _share_out(start.structure, plate, global_guide)
         require_local(start, plate, local, key)
@@ -158,32 +162,15 @@ class AutoSemiDAIS(AutoGuide):
         return local
 
 
-def _begin(
-    model: Any,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-    key: Key,
-    subsample_plate: str | None,
-    guides: tuple[Any, Any],
-    init_loc_fn: Any,
-) -> Start:
-    """Search a start; a `Start` in the place of the model is passed on."""
-    if isinstance(model, Start):
-        return begin(AutoSemiDAIS, model, args, kwargs, key, init_loc_fn)
-    model, batch, structure = look(AutoSemiDAIS, model, args, kwargs, key)
-    asked = None if init_loc_fn is None else as_strategy(init_loc_fn)
-    strategy = _strategy(structure, batch.rows, subsample_plate, guides, asked)
-    return begin(AutoSemiDAIS, model, (batch,), {}, key, strategy)
-
-
 def _strategy(
     structure: Structure,
     rows: Indices,
     subsample_plate: str | None,
     guides: tuple[Any, Any],
-    asked: Strategy | None,
+    init_loc_fn: Any,
 ) -> by_site:
     """Return where globals and locals start: as their guides say, as asked, or by default."""
+    asked = None if init_loc_fn is None else as_strategy(init_loc_fn)
     global_guide, local_guide = guides
     plate = _find_plate(structure, rows, subsample_plate)
     first, local = _share_out(structure, plate, global_guide)

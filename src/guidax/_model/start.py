@@ -20,7 +20,6 @@ from .batch import Batch
 from .indices import drawable_plates, refusal
 from .model import AbstractModel, at_zero
 from .strategies import init_to_uniform, init_to_value, strategy_at
-from .structure import describe
 from .target import Draw, Target
 from .trace import Indices, LatentSpec, Site, Structure, Trace
 
@@ -91,6 +90,7 @@ class _Try(eqx.Module):
 def find_start(
     model: AbstractModel,
     batch: Batch,
+    structure: Structure,
     key: Key,
     strategy: Callable[[Site, Key], Array],
     *,
@@ -101,6 +101,7 @@ def find_start(
     Args:
         model: The model.
         batch: The arguments.
+        structure: Static facts about the model.
         key: For the search.
         strategy: Chooses a constrained value for each latent.
         draws_rows: Whether rows of full plates may be drawn too (`create_plates`).
@@ -109,12 +110,9 @@ def find_start(
         The start. Under a transformation a failed search leaves NaN in its location.
 
     Raises:
-        ValueError: If the model has no latent, if a latent is discrete or its support has no
-            bijector, if observations lie outside their support, if a masked latent is read by
+        ValueError: If observations lie outside their support, if a masked latent is read by
             another term, or if no start is found.
     """
-    structure = describe(model, batch, key)
-    require_continuous(model, structure)
     local = tuple(p for p in structure.local_plates if p.rows < p.size or draws_rows)
     admitted = () if is_traced((model, batch)) else drawable_plates(model, batch, local)
     inputs = model, batch.admit(admitted), key, strategy
