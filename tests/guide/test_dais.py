@@ -324,7 +324,7 @@ def test_mistakes_are_named(options, error, message, key):
 
 def test_a_base_over_other_latents_is_refused(key):
     base = gx.AutoDiagonalNormal(regression, X, y, key=key)
-    with pytest.raises(ValueError, match="base_dist does not draw 'x'"):
+    with pytest.raises(ValueError, match=r"base_dist must draw .*: it lacks \['x'\]"):
         gx.AutoDAIS(gaussian, DATA, key=key, base_dist=base)
 
 

@@ -569,7 +569,7 @@ ERRORS = {
     "a global guide of another model": (
         hierarchy,
         {"global_guide": Late(two_rows, "a")},
-        "global_guide draws .*'a'.*the model has None",
+        r"global_guide must draw some of .*: \['a'\] are not among them",
     ),
     "a global guide without globals": (
         only_locals,
@@ -595,12 +595,12 @@ ERRORS = {
     "a local guide of other sites": (
         hierarchy,
         {"local_guide": Late(only_locals, "a")},
-        "local_guide draws .*'a'.*the model has None",
+        r"local_guide must draw the latents \['z'\]: it lacks \['z'\]; \['a'\] are not among",
     ),
     "a local guide of too few": (
         only_locals,
         {"local_guide": Late(only_locals, "a")},
-        r"local_guide draws no \['b'\]",
+        r"local_guide must draw the latents \['a', 'b'\]: it lacks \['b'\]",
     ),
     "K": (hierarchy, {"K": 0}, "K counts steps"),
     "eta_init": (hierarchy, {"eta_init": 0.2}, "eta_init is a step size"),

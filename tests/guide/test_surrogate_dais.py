@@ -145,8 +145,8 @@ def outside():
 @pytest.mark.parametrize(
     ("stand_in", "options", "error", "message"),
     [
-        (prior("nu", rows=2), {}, ValueError, r"lacks \['mu'\], and has \['nu'\]"),
-        (prior(shape=(2,), rows=2), {}, ValueError, r"'mu'.*shape \(2,\); the model has \(\)"),
+        (prior("nu", rows=2), {}, ValueError, r"lacks \['mu'\]; \['nu'\] are not"),
+        (prior(shape=(2,), rows=2), {}, ValueError, r"'mu' has shape \(2,\), not \(\)"),
         (prior(), {}, ValueError, "'some' of surrogate_model holds 1 of 2 rows"),
         (outside, {}, ValueError, r"\['scale'\] of surrogate_model start outside"),
         (surrogate, {}, TypeError, "do not fit the model surrogate"),

@@ -22,6 +22,7 @@ from .._types import Key
 from .begin import begin
 from .guide import AutoGuide
 from .parts import built, given_strategy
+from .sites import require_sites
 
 _BASES = {"diagonal": DiagonalNormal, "cholesky": MultivariateNormal}
 
@@ -161,20 +162,8 @@ def base_of(start: Start, base_dist: Base, init_scale: float, key: Key) -> Abstr
         raise _no_base(base_dist)
     made._require_one()
     family = made.family
-    own = {s.name: s for s in family.sites}
-    for site in start.structure.latents:
-        if site.name not in own:
-            raise ValueError(
-                f"base_dist does not draw {site.name!r}, a latent of the model: build it on the "
-                "same model."
-            )
-        if own[site.name] != site:
-            raise ValueError(
-                f"base_dist draws {own[site.name]}, but the model has {site}: build it on the "
-                "same model and arguments of the same shapes."
-            )
-    if extra := sorted(own.keys() - {s.name for s in start.structure.latents}):
-        raise ValueError(f"base_dist draws {extra}, which are no latents of the model.")
+    advice = "Build it on the same model and arguments of the same shapes."
+    require_sites("base_dist", family.sites, start.structure.latents, advice)
     return family
 
 

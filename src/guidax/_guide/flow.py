@@ -32,6 +32,7 @@ from .._model.strategies import Strategy, init_to_uniform
 from .._types import Key, is_integer
 from .begin import begin
 from .guide import AutoContinuous, AutoGuide
+from .sites import require_sites
 
 Self = TypeVar("Self", bound="AbstractAutoFlow")  # typing.Self stops run-time checks of types
 Nonlinearity = Callable[[Array], Array]
@@ -73,11 +74,8 @@ class AbstractAutoFlow(AutoContinuous):
             raise TypeError(f"warm_start takes a guide; got {guide!r}.")
         self._require_one()
         guide._require_one()
-        own, other = ({s.name: s.shape for s in f.sites} for f in (family, given))
-        if own != other:
-            raise ValueError(
-                f"the latents of the two guides differ: this one has {own}, the given one {other}."
-            )
+        advice = "Build the two guides on the same model."
+        require_sites("the given guide", given.sites, family.sites, advice, facts=("shape",))
         if jax.tree.structure(guide.model) != jax.tree.structure(self.model):
             raise ValueError("the two guides are bound to different models: give both the same.")
         warm = Flow(_affine(guide), family.flow.restarted())

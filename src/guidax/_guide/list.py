@@ -27,6 +27,7 @@ from .guide import AutoContinuous, AutoGuide, key_or_fixed, ranks_of
 from .laplace import normal_at
 from .parts import Part, family_of, given_strategy, strategy_of
 from .program import ProgramPart
+from .sites import require_sites
 
 Sites = str | tuple[str, ...] | EllipsisType
 
@@ -121,18 +122,11 @@ class AutoGuideList(AutoGuide):
         """
         self._require_one()
         family = self._family_of(part, args, key, kwargs)
-        known = {s.name: s for s in self.structure.latents}
-        taken = {s.name for s in self.family.sites}
-        for site in family.sites:
-            if site.name in taken:
-                raise ValueError(f"site {site.name!r} has a part already.")
-            if site.name not in known:
-                raise ValueError(
-                    f"the part draws {site.name!r}, which is no latent of the model: it has "
-                    f"{sorted(known)}."
-                )
-            if site != known[site.name]:
-                raise ValueError(f"the part draws {site}, but the model has {known[site.name]}.")
+        advice = "Build it on gx.handlers.block(model, expose=[...])."
+        require_sites("the part", family.sites, self.structure.latents, advice, is_part=True)
+        own = {s.name for s in family.sites}
+        if both := sorted(own & {s.name for s in self.family.sites}):
+            raise ValueError(f"sites {both} have a part already.")
         return self._with_parts((*self.parts, family))
 
     def _family_of(

@@ -18,6 +18,7 @@ from .._model.structure import describe
 from .._model.target import Draw, Target
 from .._numerics import all_finite, is_traced, strong
 from .._types import Key
+from .sites import require_sites
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,33 +50,26 @@ class ProgramPart:
         if structure.obstacles:
             name, why = structure.obstacles[0]
             raise ValueError(f"gx.program: site {name!r} cannot be drawn by a guide: {why}")
-        mine = {s.name: s for s in structure.latents}
-        if names is not None and mine.keys() != set(names):
-            raise ValueError(
-                f"the program {self.program.name} draws the sites {sorted(mine)}, but its part of "
-                f"the list is {sorted(names)}: let its keys in parts= name what it draws."
-            )
-        asked = {s.name: s for s in start.structure.latents}
+        what, mine = f"the program {self.program.name}", {s.name: s for s in structure.latents}
         if not mine:
-            raise ValueError(f"the program {self.program.name} draws no site.")
+            raise ValueError(f"{what} draws no site.")
+        asked = {s.name: s for s in start.structure.latents if names is None or s.name in names}
+        advice = "Let its key in parts= name what it draws, in the shapes of the model."
+        require_sites(
+            what,
+            structure.latents,
+            tuple(asked.values()),
+            advice,
+            facts=("shape",),
+            is_part=names is None,
+        )
         for name, spec in mine.items():
-            if name not in asked:
-                raise ValueError(
-                    f"the program {self.program.name} draws {name!r}, which is no latent of the "
-                    f"model: it has {sorted(asked)}."
-                )
-            if spec.shape != asked[name].shape:
-                raise ValueError(
-                    f"the program {self.program.name} draws {name!r} with unconstrained shape "
-                    f"{spec.shape}; the model has {asked[name].shape}."
-                )
             if unknown := sorted(set(spec.plates) - set(asked[name].plates)):
                 raise ValueError(
-                    f"the program {self.program.name} draws {name!r} in the plates "
-                    f"{_axes(spec.plates)}, the model in {_axes(asked[name].plates)}, and "
-                    f"{_axes(unknown)} is none of these: a plate has one name and one axis in both."
+                    f"{what} draws {name!r} in the plates {_axes(spec.plates)}, the model in "
+                    f"{_axes(asked[name].plates)}, and {_axes(unknown)} is none of these: a plate "
+                    "has one name and one axis in both."
                 )
-        what = f"the program {self.program.name}"
         params = started_params(self.program, what, batch, key, structure.params)
         sites = tuple(s for s in start.structure.latents if s.name in mine)
         program = self.program.with_params(params)

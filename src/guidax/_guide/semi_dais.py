@@ -30,6 +30,9 @@ from .guide import AutoGuide
 from .normal import AutoNormal
 from .parts import Part, earlier_draw, family_of, given_strategy, strategy_of
 from .program import program
+from .sites import require_sites
+
+_HIDE = "Build it on gx.handlers.block(model, expose=[...]), which hides the other sites."
 
 
 class AutoSemiDAIS(AutoGuide):
@@ -222,13 +225,9 @@ def _local_family(
     """
     if isinstance(guide, AutoGuide):
         guide._require_one()
-        specs = {s.name: s for s in start.structure.latents if s.name in names}
-        _require_sites(guide, specs, "local_guide")
         family = guide.family
-        if missing := specs.keys() - {s.name for s in family.sites}:
-            raise ValueError(
-                f"local_guide draws no {sorted(missing)}: it must draw all of {list(names)}."
-            )
+        latents = start.structure.only(frozenset(names)).latents
+        require_sites("local_guide", family.sites, latents, _HIDE)
     else:
         family = family_of(start, names, guide, earlier, key)
     lacking = (
@@ -323,8 +322,9 @@ def _share_out(
     """
     latents = {s.name: s for s in structure.latents}
     if isinstance(global_guide, AutoGuide):
-        _require_sites(global_guide, latents, "global_guide")
-        first = tuple(s.name for s in global_guide.family.sites)
+        sites = global_guide.family.sites
+        require_sites("global_guide", sites, structure.latents, _HIDE, is_part=True)
+        first = tuple(s.name for s in sites)
     else:
         first = tuple(n for n, s in latents.items() if plate not in s.plate_names)
         if global_guide is not None and not first:
@@ -345,12 +345,3 @@ def _share_out(
             f"row, and global_guide draws {list(first)} only: let it draw them too."
         )
     return first, local
-
-
-def _require_sites(guide: AutoGuide, latents: dict[str, Any], argument: str) -> None:
-    for s in guide.family.sites:
-        if latents.get(s.name) != s:
-            raise ValueError(
-                f"{argument} draws {s}, but the model has {latents.get(s.name)}: build it on the "
-                "model with the other sites hidden, gx.handlers.block(model, expose=[...])."
-            )

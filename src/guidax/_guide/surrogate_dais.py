@@ -22,6 +22,7 @@ from .dais import Base, base_of, check_base, dynamics_of
 from .guide import AutoGuide
 from .parts import given_strategy
 from .program import started_params
+from .sites import require_sites
 
 
 class AutoSurrogateLikelihoodDAIS(AutoGuide):
@@ -142,20 +143,9 @@ def _started(start: Start, surrogate: AbstractModel, data: Batch, key: Key) -> A
     if structure.obstacles:
         name, why = structure.obstacles[0]
         raise ValueError(f"surrogate_model: site {name!r} cannot be drawn by a guide: {why}")
-    own = {s.name: s.shape for s in structure.latents}
-    asked = {s.name: s.shape for s in start.structure.latents}
-    if own.keys() != asked.keys():
-        lacking, extra = sorted(asked.keys() - own.keys()), sorted(own.keys() - asked.keys())
-        raise ValueError(
-            f"surrogate_model must have the latents of the model. It lacks {lacking}, and has "
-            f"{extra}, which the model lacks: give the same prior, under the same names."
-        )
-    for name, shape in asked.items():
-        if own[name] != shape:
-            raise ValueError(
-                f"surrogate_model draws {name!r} with unconstrained shape {own[name]}; the model "
-                f"has {shape}: give the same prior."
-            )
+    advice = "Give it the model's prior, under the same names."
+    latents = start.structure.latents
+    require_sites("surrogate_model", structure.latents, latents, advice, facts=("shape",))
     for plate in structure.plates:
         if plate.rows < plate.size:
             raise ValueError(
