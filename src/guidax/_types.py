@@ -28,6 +28,16 @@ def is_number(x: Any) -> bool:
     return isinstance(x, numbers.Real) and not isinstance(x, bool)
 
 
+def is_count(x: Any) -> bool:
+    """Say whether something is a positive integer, as of `is_integer`."""
+    return is_integer(x) and x >= 1
+
+
+def is_positive_number(x: Any) -> bool:
+    """Say whether something is a positive and finite number, as of `is_number`."""
+    return is_number(x) and 0 < x < float("inf")
+
+
 def is_typed_key(x: Any) -> bool:
     """Say whether something is an array of typed random keys."""
     try:

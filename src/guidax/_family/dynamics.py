@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Array, DTypeLike, Float, Int
 
 from .._numerics import from_host, inverse_softplus
-from .._types import is_integer, is_number
+from .._types import is_count, is_positive_number
 from .dais_kernel import Gradient, dais
 
 _SHARPNESS = 50.0  # of the corners of the step size's clip
@@ -169,24 +169,24 @@ class DynamicsOptions:
     def __post_init__(self):
         K, eta_init, eta_max = self.K, self.eta_init, self.eta_max
         gamma_init, max_kick = self.gamma_init, self.max_kick
-        if not (is_integer(K) and K >= 1):
+        if not is_count(K):
             raise ValueError(f"K counts steps, so it is a positive integer; got {K!r}. Try 4.")
-        if not (is_number(eta_max) and 0 < eta_max < float("inf")):
+        if not is_positive_number(eta_max):
             raise ValueError(
                 "eta_max bounds the step sizes, so it is a positive number; "
                 f"got {eta_max!r}. Try 0.1."
             )
-        if eta_init is not None and not (is_number(eta_init) and 0 < eta_init < eta_max):
+        if eta_init is not None and not (is_positive_number(eta_init) and eta_init < eta_max):
             raise ValueError(
                 f"eta_init is a step size, so it lies between 0 and eta_max = {eta_max!r}, without "
                 f"them, or is None for a tenth of it; got {eta_init!r}."
             )
-        if not (is_number(gamma_init) and 0 < gamma_init < 1):
+        if not (is_positive_number(gamma_init) and gamma_init < 1):
             raise ValueError(
                 "gamma_init is the share of a momentum that is kept, so it lies between 0 and 1, "
                 f"without them; got {gamma_init!r}. Try 0.9."
             )
-        if max_kick is not None and not (is_number(max_kick) and 0 < max_kick < float("inf")):
+        if max_kick is not None and not is_positive_number(max_kick):
             raise ValueError(
                 f"max_kick bounds a change of momentum, so it is a positive number, or None for no "
                 f"bound; got {max_kick!r}. Try 5."

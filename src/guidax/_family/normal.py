@@ -14,7 +14,7 @@ from .._model.start import Start
 from .._model.target import Block, Draw, Target
 from .._model.trace import LatentSpec
 from .._numerics import HALF_LOG_2PI, filled_like, inverse_softplus, log_normal
-from .._types import Key, is_number
+from .._types import Key, is_positive_number
 from .base import AbstractFamily
 from .noise import site_noise
 from .vector import size_of
@@ -130,7 +130,7 @@ def raw_scale_of(init_scale: float) -> float:
     Raises:
         ValueError: If it is not a positive number.
     """
-    if not (is_number(init_scale) and 0 < init_scale < float("inf")):
+    if not is_positive_number(init_scale):
         raise ValueError(
             "init_scale is a standard deviation in unconstrained space, so it is a positive "
             f"number; got {init_scale!r}. Try 0.1."

@@ -29,7 +29,7 @@ from .._model.batch import Batch
 from .._model.matrix_maps import ScaledUnitLowerCholesky
 from .._model.start import Start
 from .._model.strategies import Strategy, init_to_uniform
-from .._types import Key, is_integer
+from .._types import Key, is_count
 from .begin import begin
 from .guide import AutoContinuous, AutoGuide
 from .sites import require_sites
@@ -325,7 +325,7 @@ def _check(
         ValueError: If another option is out of range.
     """
     raw_scale_of(init_scale)
-    if not (is_integer(num_flows) and num_flows >= 1):
+    if not is_count(num_flows):
         raise ValueError(f"num_flows counts layers, so it is 1 or more; got {num_flows!r}.")
     for name, given in widths.items():
         if given is not None and not _are_positive(given):
@@ -338,7 +338,7 @@ def _check(
 
 def _are_positive(given: Any) -> bool:
     try:
-        return all(is_integer(n) and n >= 1 for n in given)
+        return all(map(is_count, given))
     except TypeError:
         return False
 

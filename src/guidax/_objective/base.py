@@ -18,7 +18,7 @@ from .._model.batch import Batch, as_batch
 from .._model.model import AbstractModel
 from .._model.target import Block, Draw, Target
 from .._numerics import all_finite
-from .._types import Key, is_integer, require_key
+from .._types import Key, is_count, require_key
 
 
 class AbstractObjective(eqx.Module):
@@ -162,5 +162,5 @@ def require_particles(num_particles: Any) -> None:
     Raises:
         ValueError: If it is not one.
     """
-    if not (is_integer(num_particles) and num_particles >= 1):
+    if not is_count(num_particles):
         raise ValueError(f"num_particles is a positive integer; got {num_particles!r}.")
