@@ -24,8 +24,8 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)
 
 
-def inverse_softplus(x: float) -> float:
-    """Return the number whose softplus is `x`; on the host, where it compiles nothing."""
+def inverse_softplus_of(x: float) -> float:
+    """Return the number whose softplus is `x`, a Python number: on the host it compiles nothing."""
     return x + math.log(-math.expm1(-x))
 
 

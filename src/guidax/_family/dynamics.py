@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, DTypeLike, Float, Int
 
-from .._numerics import from_host, inverse_softplus
+from .._numerics import from_host, inverse_softplus_of
 from .._types import is_count, is_positive_number
 from .dais_kernel import Gradient, dais
 
@@ -71,7 +71,7 @@ class Dynamics(eqx.Module):
         def full(shape: tuple[int, ...], value: float) -> Array:
             return from_host(np.full(rows + shape, value, dtype))
 
-        one = inverse_softplus(1.0)
+        one = inverse_softplus_of(1.0)
         share = 0.1 if options.eta_init is None else options.eta_init / eta_max
         return cls(
             raw_speed=full((dim,), one),

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 from .._model.start import Start
 from .._model.target import Block, Draw, Target
 from .._model.trace import LatentSpec
-from .._numerics import HALF_LOG_2PI, filled_like, inverse_softplus, log_normal
+from .._numerics import HALF_LOG_2PI, filled_like, inverse_softplus_of, log_normal
 from .._types import Key, is_positive_number
 from .base import AbstractFamily
 from .noise import site_noise
@@ -135,7 +135,7 @@ def raw_scale_of(init_scale: float) -> float:
             "init_scale is a standard deviation in unconstrained space, so it is a positive "
             f"number; got {init_scale!r}. Try 0.1."
         )
-    return inverse_softplus(float(init_scale))
+    return inverse_softplus_of(float(init_scale))
 
 
 def rate_of_normals(dim: int) -> float:

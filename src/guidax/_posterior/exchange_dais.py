@@ -25,8 +25,7 @@ from .._family.surrogate_dais import SurrogateDAIS
 from .._family.vector import ravel_rows, unravel_rows
 from .._model.bijector_maps import inverse_softplus
 from .._model.matrix_maps import ScaledUnitLowerCholesky
-from .._numerics import filled_like, is_traced
-from .._numerics import inverse_softplus as inverse_softplus_of
+from .._numerics import filled_like, inverse_softplus_of, is_traced
 
 _HOW = (
     "To export, train what NumPyro's moves share, by fit(trainable=...): the base, and of its "

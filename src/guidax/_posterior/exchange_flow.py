@@ -27,7 +27,7 @@ from .._flow.inverse_autoregressive import LOG_SCALE_BOUNDS, InverseAutoregressi
 from .._flow.masks import hidden_degrees
 from .._flow.rearrangement import Reversal
 from .._model.matrix_maps import ScaledUnitLowerCholesky
-from .._numerics import filled_like, inverse_softplus, is_traced
+from .._numerics import filled_like, inverse_softplus_of, is_traced
 
 _CHECKS = 1_000  # draws at which no log-scale may leave the bounds
 
@@ -195,7 +195,7 @@ def _identity(affine: Any) -> Any:
     """Return the normal at location zero, with the identity as its covariance."""
     loc = jnp.zeros_like(affine.loc)
     if isinstance(affine, DiagonalNormal):
-        raw = filled_like(affine.raw_scale, inverse_softplus(1.0))
+        raw = filled_like(affine.raw_scale, inverse_softplus_of(1.0))
         return eqx.tree_at(lambda f: (f.loc, f.raw_scale), affine, (loc, raw))
     assert isinstance(affine, MultivariateNormal)
     raw = ScaledUnitLowerCholesky().inverse(jnp.eye(loc.shape[0], dtype=loc.dtype))
