@@ -63,26 +63,6 @@ def _refusal(constraint: Any) -> TypeError:
     )
 
 
-@biject_to.register(c.Real)
-def _(constraint: c.Real) -> distrax.Bijector:
-    return maps.Identity()
-
-
-@biject_to.register(c.Positive)
-def _(constraint: c.Positive) -> distrax.Bijector:
-    return maps.Exp()
-
-
-@biject_to.register(c.SoftplusPositive)
-def _(constraint: c.SoftplusPositive) -> distrax.Bijector:
-    return maps.Softplus()
-
-
-@biject_to.register(c.UnitInterval)
-def _(constraint: c.UnitInterval) -> distrax.Bijector:
-    return maps.Between(0.0, 1.0)
-
-
 @biject_to.register(c.Interval)
 def _(constraint: c.Interval) -> distrax.Bijector:
     low, high = constraint.low, constraint.high
@@ -96,16 +76,6 @@ def _(constraint: c.Interval) -> distrax.Bijector:
         # high - exp(-x): an interval's map increases whatever its ends are.
         return distrax.Chain([maps.Below(high), distrax.ScalarAffine(0.0, -1.0)])
     return maps.Between(low, high)
-
-
-@biject_to.register(c.GreaterThan)
-def _(constraint: c.GreaterThan) -> distrax.Bijector:
-    return maps.Above(constraint.low)
-
-
-@biject_to.register(c.LessThan)
-def _(constraint: c.LessThan) -> distrax.Bijector:
-    return maps.Below(constraint.high)
 
 
 @biject_to.register(c.Circular)
@@ -126,49 +96,42 @@ def _(constraint: c.Sphere) -> distrax.Bijector:
     )
 
 
-@biject_to.register(c.Independent)
-def _(constraint: c.Independent) -> distrax.Bijector:
-    return _over(biject_to(constraint.base), constraint.ndims)
-
-
 @biject_to.register(c.Transformed)
 def _(constraint: c.Transformed) -> distrax.Bijector:
     return Pushforward(constraint.bijector, biject_to(constraint.base), constraint.base.event_dim)
 
 
-_MAPS: dict[type, Callable[[], distrax.Bijector]] = {
-    c.Simplex: maps.StickBreaking,
-    c.Ordered: maps.Ordered,
-    c.PositiveOrdered: lambda: distrax.Chain([_over(maps.Exp(), 1), maps.Ordered()]),
-    c.L1Ball: maps.L1Ball,
-    c.LowerCholesky: matrix_maps.LowerCholesky,
-    c.SoftplusLowerCholesky: matrix_maps.SoftplusLowerCholesky,
-    c.ScaledUnitLowerCholesky: matrix_maps.ScaledUnitLowerCholesky,
-    c.CorrCholesky: matrix_maps.CorrCholesky,
-    c.CorrMatrix: lambda: distrax.Chain(
+_MAPS: dict[type, Callable[[Any], distrax.Bijector]] = {
+    c.Real: lambda _: maps.Identity(),
+    c.Positive: lambda _: maps.Exp(),
+    c.SoftplusPositive: lambda _: maps.Softplus(),
+    c.UnitInterval: lambda _: maps.Between(0.0, 1.0),
+    c.GreaterThan: lambda constraint: maps.Above(constraint.low),
+    c.LessThan: lambda constraint: maps.Below(constraint.high),
+    c.Simplex: lambda _: maps.StickBreaking(),
+    c.Ordered: lambda _: maps.Ordered(),
+    c.PositiveOrdered: lambda _: distrax.Chain([_over(maps.Exp(), 1), maps.Ordered()]),
+    c.L1Ball: lambda _: maps.L1Ball(),
+    c.ZeroSum: lambda constraint: maps.ZeroSum(constraint.event_dim),
+    c.LowerCholesky: lambda _: matrix_maps.LowerCholesky(),
+    c.SoftplusLowerCholesky: lambda _: matrix_maps.SoftplusLowerCholesky(),
+    c.ScaledUnitLowerCholesky: lambda _: matrix_maps.ScaledUnitLowerCholesky(),
+    c.CorrCholesky: lambda _: matrix_maps.CorrCholesky(),
+    c.CorrMatrix: lambda _: distrax.Chain(
         [matrix_maps.TimesTranspose(unit_rows=True), matrix_maps.CorrCholesky()]
     ),
-    c.PositiveDefinite: lambda: distrax.Chain(
-        [matrix_maps.TimesTranspose(unit_rows=False), matrix_maps.LowerCholesky()]
-    ),
-    c.PositiveSemidefinite: lambda: distrax.Chain(
-        [matrix_maps.TimesTranspose(unit_rows=False), matrix_maps.LowerCholesky()]
-    ),
+    c.PositiveDefinite: lambda _: _squared(),
+    c.PositiveSemidefinite: lambda _: _squared(),
+    c.Independent: lambda constraint: _over(biject_to(constraint.base), constraint.ndims),
 }
+for _kind, _make in _MAPS.items():
+    biject_to.register(_kind)(_make)
 
 
-def _from_table(constraint: c.Constraint) -> distrax.Bijector:
-    """Return the map of a constraint without parameters, or of a subclass of one."""
-    return next(_MAPS[kind] for kind in type(constraint).__mro__ if kind in _MAPS)()
-
-
-for _kind in _MAPS:
-    biject_to.register(_kind)(_from_table)
-
-
-@biject_to.register(c.ZeroSum)
-def _(constraint: c.ZeroSum) -> distrax.Bijector:
-    return maps.ZeroSum(constraint.event_dim)
+def _squared() -> distrax.Bijector:
+    """Return the map onto `L L'`, for lower triangular matrices L with a positive diagonal."""
+    factor = matrix_maps.LowerCholesky()
+    return distrax.Chain([matrix_maps.TimesTranspose(unit_rows=False), factor])
 
 
 def _over(bijector: distrax.Bijector, ndims: int) -> distrax.Bijector:
