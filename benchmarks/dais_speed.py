@@ -11,17 +11,18 @@ which other programs on the machine only add.
 
 import argparse
 import dataclasses
-import json
 
 import distrax
 import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro
-from first_fit import DRAWS, FEATURES, ROWS, clock, environment, numpyro_model
+import report
+from first_fit import DRAWS, FEATURES, ROWS, numpyro_model
 from jax import lax, random
 from numpyro.infer import SVI, Trace_ELBO
 from numpyro.infer.autoguide import AutoDAIS
+from report import clock
 from tensorflow_probability.substrates.jax import distributions as tfd
 
 import guidax as gx
@@ -133,7 +134,7 @@ def contenders(X, y):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--repeats", type=int, default=20)
-    parser.add_argument("--json", help="write the figures, with date and versions, to this file")
+    report.add_json(parser)
     options = parser.parse_args()
     rng = np.random.default_rng(0)
     X = jnp.asarray(rng.normal(size=(ROWS, FEATURES)), jnp.float32)
@@ -156,10 +157,7 @@ def main():
     }
     for name, ratio in ratios.items():
         print(f"{name}: {ratio:.2f}")
-    if options.json:
-        with open(options.json, "w", encoding="utf-8") as file:
-            json.dump({**environment(), "seconds": seconds, "ratios": ratios}, file, indent=1)
-            file.write("\n")
+    report.write(options.json, {"seconds": seconds, "ratios": ratios})
 
 
 if __name__ == "__main__":

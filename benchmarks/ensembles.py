@@ -14,7 +14,6 @@ anew in each fit.
 """
 
 import argparse
-import json
 import statistics
 
 import jax
@@ -22,10 +21,12 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro
 import optax
-from first_fit import FEATURES, RATE, STEPS, clock, environment, make_data, numpyro_model
+import report
+from first_fit import FEATURES, RATE, STEPS, make_data, numpyro_model
 from jax import random
 from numpyro.infer import SVI, Trace_ELBO
 from numpyro.infer.autoguide import AutoNormal
+from report import clock
 
 import guidax as gx
 
@@ -63,7 +64,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--members", type=int, default=100)
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--json", help="file for the figures, with date and versions")
+    report.add_json(parser)
     options = parser.parse_args()
     X, y, _ = make_data()
     keys = random.split(random.key(0), options.members)
@@ -90,10 +91,7 @@ def main():
             f"{name:22}{first:10.2f}{middle:10.2f}{1e3 * middle / options.members:11.2f}"
             f"{row['loss']:13.2f}"
         )
-    if options.json:
-        with open(options.json, "w", encoding="utf-8") as file:
-            json.dump({**environment(), "seconds": found}, file, indent=1)
-            file.write("\n")
+    report.write(options.json, {"seconds": found})
 
 
 if __name__ == "__main__":

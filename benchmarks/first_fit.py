@@ -15,19 +15,15 @@ process that runs all four in turn, in the median over repeats.
 """
 
 import argparse
-import datetime
-import importlib.metadata
-import importlib.util
 import json
-import os
-import platform
 import statistics
 import subprocess
 import sys
-import time
+
+import report
+from report import clock
 
 ROWS, FEATURES, STEPS, DRAWS, RATE = 500, 20, 2_000, 10_000, 1e-2
-PACKAGES = ["guidax", "jax", "jaxlib", "equinox", "optax", "distrax", "numpyro"]
 
 # Each function below takes the data and returns `fit(seed) -> fitted` and `draw(seed, fitted)`. It
 # imports what it needs itself: an import is not part of a first fit, and is made before the clock.
@@ -168,15 +164,6 @@ CONTENDERS = {
 }
 
 
-def clock(function, *arguments):
-    """Return seconds and result, waiting until the result is there."""
-    import jax
-
-    start = time.perf_counter()
-    result = jax.block_until_ready(function(*arguments))
-    return time.perf_counter() - start, result
-
-
 def make_data():
     """Return features, outcomes and the coefficients that they were drawn with."""
     import jax.numpy as jnp
@@ -249,44 +236,17 @@ def print_table(summaries):
         print(f"{label:24}{row}")
 
 
-def environment():
-    """Return date, machine and versions, which a reader needs to compare figures."""
-    import jax
-
-    return {
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "python": platform.python_version(),
-        "processor": platform.machine(),
-        "cores": os.cpu_count(),
-        "backend": jax.default_backend(),
-        "versions": {n: importlib.metadata.version(n) for n in PACKAGES if is_installed(n)},
-    }
-
-
-def is_installed(name):
-    """Say whether a package is there: not every session installs NumPyro."""
-    return importlib.util.find_spec(name) is not None
-
-
 def about():
     """Return what a reader needs to compare these figures with others."""
-    return {
-        **environment(),
-        "problem": {
-            "rows": ROWS,
-            "features": FEATURES,
-            "steps": STEPS,
-            "learning_rate": RATE,
-            "draws": DRAWS,
-        },
-    }
+    sizes = {"rows": ROWS, "features": FEATURES, "steps": STEPS}
+    return {"problem": {**sizes, "learning_rate": RATE, "draws": DRAWS}}
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--processes", type=int, default=3, help="fresh ones for each first figure")
     parser.add_argument("--repeats", type=int, default=10, help="repeats for each warm figure")
-    parser.add_argument("--json", help="write the figures, with date and versions, to this file")
+    report.add_json(parser)
     parser.add_argument("--first", choices=CONTENDERS, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.first:
@@ -300,11 +260,7 @@ def main():
     warm = measure_warm(options.repeats)
     summaries = {name: medians(first[name]) | medians(warm[name]) for name in CONTENDERS}
     print_table(summaries)
-    if options.json:
-        with open(options.json, "w", encoding="utf-8") as file:
-            figures = {"medians": summaries, "first": first, "warm": warm}
-            json.dump(about() | figures, file, indent=2)
-            file.write("\n")
+    report.write(options.json, about() | {"medians": summaries, "first": first, "warm": warm})
 
 
 if __name__ == "__main__":

@@ -9,8 +9,6 @@
 
 import argparse
 import functools
-import json
-import time
 
 import distrax
 import jax
@@ -18,10 +16,11 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro
 import optax
-from first_fit import environment
+import report
 from jax import random
 from numpyro import distributions as dist
 from numpyro.infer import SVI, Trace_ELBO, autoguide
+from report import clock
 
 import guidax as gx
 
@@ -138,13 +137,6 @@ def regression(X, y=None):
         numpyro.sample("y", dist.Bernoulli(logits=X @ beta), obs=y)
 
 
-def seconds(function):
-    """Return the seconds that a call takes, and what it returns."""
-    start = time.perf_counter()
-    found = jax.block_until_ready(function())
-    return time.perf_counter() - start, found
-
-
 def fit_guidax(constructor, seed=0, steps=STEPS):
     """Construct and fit."""
     X, y = regression_data()
@@ -162,8 +154,8 @@ def speed(options):
     X, y = regression_data()
     print(f"{'guide':26} {'first fit, s':>12} {'again, s':>10} {'ELBO':>9}")
     for name, constructor in FLOWS.items():
-        first, guide = seconds(lambda c=constructor: fit_guidax(c))
-        again = min(seconds(lambda c=constructor, s=s: fit_guidax(c, s))[0] for s in (1, 2, 3))
+        first, guide = clock(lambda c=constructor: fit_guidax(c))
+        again = min(clock(lambda c=constructor, s=s: fit_guidax(c, s))[0] for s in (1, 2, 3))
         elbo = -float(gx.ELBO(num_particles=2_000)(guide, random.key(9), X, y))
         rows.append({"guide": name, "side": "guidax", "first": first, "again": again, "elbo": elbo})
         print(f"{name:26} {first:12.2f} {again:10.3f} {elbo:9.2f}", flush=True)
@@ -174,11 +166,11 @@ def speed(options):
         def run(seed, svi=svi):
             return svi.run(random.key(seed), STEPS, X, y=y, progress_bar=False).params
 
-        first, params = seconds(lambda run=run: run(0))
-        as_written, _ = seconds(lambda run=run: run(1))
+        first, params = clock(lambda run=run: run(0))
+        as_written, _ = clock(lambda run=run: run(1))
         jitted = jax.jit(lambda key, X, y, svi=svi: svi.run(key, STEPS, X, y=y, progress_bar=False))
         jitted(random.key(0), X, y)
-        by_hand = min(seconds(lambda s=s, f=jitted: f(random.key(s), X, y))[0] for s in (1, 2, 3))
+        by_hand = min(clock(lambda s=s, f=jitted: f(random.key(s), X, y))[0] for s in (1, 2, 3))
         elbo = -float(Trace_ELBO(2_000).loss(random.key(9), params, regression, guide, X, y=y))
         rows.append(
             {
@@ -217,8 +209,8 @@ def growth(options):
                 guide = make(model, key=random.key(0), **more)
                 return gx.fit(random.key(1), guide, steps=GROWTH_STEPS, progress=False).guide
 
-            first, _ = seconds(fit)
-            step = min(seconds(fit)[0] for _ in range(3)) / GROWTH_STEPS
+            first, _ = clock(fit)
+            step = min(clock(fit)[0] for _ in range(3)) / GROWTH_STEPS
             flows = depth if depth is not None else "default"
             row = {"guide": name, "dim": dim, "flows": flows, "first": first, "step": step}
             rows.append(row)
@@ -259,13 +251,10 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("question", choices=["bend", "speed", "growth"])
     parser.add_argument("--picture", help="write a picture to this file")
-    parser.add_argument("--json", help="write the figures, with date and versions, to this file")
+    report.add_json(parser)
     options = parser.parse_args()
     rows = {"bend": bend, "speed": speed, "growth": growth}[options.question](options)
-    if options.json:
-        with open(options.json, "w", encoding="utf-8") as file:
-            json.dump(environment() | {options.question: rows}, file, indent=1)
-            file.write("\n")
+    report.write(options.json, {options.question: rows})
 
 
 if __name__ == "__main__":

@@ -10,14 +10,13 @@ three, but for the first. The ELBO is that of 20,000 draws.
 
 import argparse
 import functools
-import json
-import time
 
 import distrax
 import jax
 import jax.numpy as jnp
-from first_fit import environment
+import report
 from flows import regression_data
+from report import clock
 from tensorflow_probability.substrates.jax import distributions as tfd
 
 import guidax as gx
@@ -48,12 +47,6 @@ def regression(X, y):
         gx.sample("y", distrax.Bernoulli(logits=X @ beta), obs=y)
 
 
-def seconds_of(run):
-    start = time.perf_counter()
-    result = jax.block_until_ready(run())
-    return time.perf_counter() - start, result
-
-
 def measure(constructor, X, y):
     """Return the figures of one guide."""
 
@@ -64,10 +57,10 @@ def measure(constructor, X, y):
     def draw():
         return guide.sample_posterior(jax.random.key(2), X, y, sample_shape=(DRAWS,))
 
-    first, guide = seconds_of(fit)
-    figures = {"first_fit": first, "second_fit": min(seconds_of(fit)[0] for _ in range(3))}
+    first, guide = clock(fit)
+    figures = {"first_fit": first, "second_fit": min(clock(fit)[0] for _ in range(3))}
     draw()
-    figures["draws"] = min(seconds_of(draw)[0] for _ in range(3))
+    figures["draws"] = min(clock(draw)[0] for _ in range(3))
     if not isinstance(guide, gx.AutoDelta):
         diagnosis = gx.diagnose(jax.random.key(3), guide, X, y, num_samples=ELBO_DRAWS)
         figures |= {"elbo": float(diagnosis.elbo), "khat": float(diagnosis.khat)}
@@ -76,7 +69,7 @@ def measure(constructor, X, y):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--json", help="write the figures, with date and versions, to this file")
+    report.add_json(parser)
     options = parser.parse_args()
     X, y = regression_data()
     rows = {}
@@ -89,9 +82,7 @@ def main():
             f"{row.get('elbo', float('nan')):10.2f}{row.get('khat', float('nan')):7.2f}",
             flush=True,
         )
-    if options.json:
-        with open(options.json, "w", encoding="utf-8") as file:
-            json.dump({**environment(), "guides": rows}, file, indent=1)
+    report.write(options.json, {"guides": rows})
 
 
 if __name__ == "__main__":

@@ -16,7 +16,6 @@ FOLDER is described in benchmarks/README.md.
 """
 
 import argparse
-import json
 import time
 from pathlib import Path
 
@@ -25,9 +24,9 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro
 import optax
+import report
 import scipy.optimize
 import scipy.stats
-from first_fit import environment
 from jax import random
 from numpyro.infer import SVI, Trace_ELBO, autoguide
 from numpyro.infer.util import initialize_model
@@ -455,7 +454,6 @@ def print_defaults(row):
 def about(options):
     """Return what a reader needs to compare these figures with others."""
     return {
-        **environment(),
         "settings": {
             "steps": options.steps,
             "particles": PARTICLES,
@@ -471,12 +469,9 @@ def about(options):
 
 def write(options, comparisons, gaps, defaults):
     """Write all rows so far: a run that is cut off keeps what it has."""
-    if options.json:
-        figures = {"errors": comparisons, "gaps": gaps, "defaults": defaults}
-        figures = {label: rows for label, rows in figures.items() if rows}
-        with open(options.json, "w", encoding="utf-8") as file:
-            json.dump(about(options) | figures, file, indent=1)
-            file.write("\n")
+    figures = {"errors": comparisons, "gaps": gaps, "defaults": defaults}
+    figures = {label: rows for label, rows in figures.items() if rows}
+    report.write(options.json, about(options) | figures)
 
 
 def main():
@@ -485,7 +480,7 @@ def main():
     parser.add_argument("--steps", type=int, default=5_000, help="of each fit of tables 1 and 3")
     parser.add_argument("--only", nargs="+", choices=POSTERIORS, default=list(POSTERIORS))
     parser.add_argument("--tables", nargs="+", type=int, choices=TABLES, default=TABLES)
-    parser.add_argument("--json", help="write the figures, with date and versions, to this file")
+    report.add_json(parser)
     options = parser.parse_args()
     problems = {
         name: (read_data(options.folder, name), read_reference(options.folder, name))

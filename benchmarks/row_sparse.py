@@ -8,14 +8,13 @@ of a run less a shorter one, over the difference in steps, in the best of severa
 """
 
 import argparse
-import json
-import time
 
 import distrax
 import jax
 import jax.numpy as jnp
 import optax
-from first_fit import environment
+import report
+from report import clock
 
 import guidax as gx
 
@@ -24,10 +23,8 @@ STEPS = {"row-sparse": 500, "dense": 20}
 
 
 def seconds(guide, key, y, steps, row_sparse):
-    start = time.perf_counter()
     options = {"optimizer": optax.adam, "progress": False, "row_sparse": row_sparse}
-    jax.block_until_ready(gx.fit(key, guide, y, steps=steps, **options).guide)
-    return time.perf_counter() - start
+    return clock(lambda: gx.fit(key, guide, y, steps=steps, **options).guide)[0]
 
 
 def step_time(size, kind):
@@ -50,7 +47,7 @@ def step_time(size, kind):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rows", type=int, nargs="+", default=[10_000, 10_000_000])
-    parser.add_argument("--json", help="file for the figures, with date and versions")
+    report.add_json(parser)
     options = parser.parse_args()
     print(f"{'rows':>10} {'row-sparse, us':>15} {'dense, us':>12}")
     found = []
@@ -58,10 +55,7 @@ def main():
         times = {kind: 1e6 * step_time(size, kind) for kind in STEPS}
         found.append({"rows": size} | times)
         print(f"{size:10} {times['row-sparse']:15.0f} {times['dense']:12.0f}", flush=True)
-    if options.json:
-        report = {**environment(), "rows held": HELD, "microseconds a step": found}
-        with open(options.json, "w") as file:
-            json.dump(report, file, indent=2)
+    report.write(options.json, {"rows held": HELD, "microseconds a step": found})
 
 
 if __name__ == "__main__":

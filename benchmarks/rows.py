@@ -21,6 +21,8 @@ import subprocess
 import sys
 import time
 
+import report
+
 FEATURES, REPEATS, RATE = 8, 3, 1e-2
 BATCH = 100_000  # rows that the streaming fit holds
 WORK = 30_000_000  # rows that a timed run goes through, about
@@ -179,7 +181,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     sizes = [10_000, 100_000, 1_000_000, 10_000_000]
     parser.add_argument("--rows", type=int, nargs="+", default=sizes)
-    parser.add_argument("--json", help="file for the figures, with date and versions")
+    report.add_json(parser)
     parser.add_argument("--way", choices=WAYS, help=argparse.SUPPRESS)  # in a child process
     options = parser.parse_args()
     if options.way:
@@ -199,12 +201,7 @@ def main():
                 f"{row['peak MiB']:11.0f}",
                 flush=True,
             )
-    if options.json:
-        from first_fit import environment
-
-        with open(options.json, "w", encoding="utf-8") as file:
-            json.dump({**environment(), "rows": found}, file, indent=1)
-            file.write("\n")
+    report.write(options.json, {"rows": found})
 
 
 if __name__ == "__main__":

@@ -22,8 +22,8 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro
 import optax
+import report
 import scipy.stats
-from first_fit import environment
 from jax import lax, random
 from jax.flatten_util import ravel_pytree
 from numpyro.infer import SVI, Trace_ELBO, autoguide
@@ -308,7 +308,8 @@ def read(options):
     if not (options.json and Path(options.json).exists()):
         return []
     found = json.loads(Path(options.json).read_text(encoding="utf-8"))
-    if found["settings"] != settings_of(options) or found["versions"] != environment()["versions"]:
+    versions = report.environment()["versions"]
+    if found["settings"] != settings_of(options) or found["versions"] != versions:
         raise SystemExit(f"{options.json} holds rows of other settings or versions: name another.")
     return found["rows"]
 
@@ -318,8 +319,7 @@ def write(options, rows):
     if options.json:
         places = [(target, label) for target in TARGETS for label in ROWS]
         ordered = sorted(rows, key=lambda row: places.index((row["target"], row["guide"])))
-        found = {**environment(), "settings": settings_of(options), "rows": ordered}
-        Path(options.json).write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        report.write(options.json, {"settings": settings_of(options), "rows": ordered})
 
 
 def smallest_p_value(rows):
@@ -346,10 +346,7 @@ def main():
     parser.add_argument("--only", nargs="+", choices=TARGETS, default=list(TARGETS))
     parser.add_argument("--rows", nargs="+", metavar="GUIDE", default=list(ROWS), choices=ROWS)
     parser.add_argument("--alone", action="store_true", help="leave NumPyro out")
-    parser.add_argument(
-        "--json",
-        help="write the figures, with date and versions, to this file; what it has is not redone",
-    )
+    report.add_json(parser, "; what it has is not redone")
     options = parser.parse_args()
     rows = read(options)
     there = {(row["target"], row["guide"]): row for row in rows}
