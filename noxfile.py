@@ -196,7 +196,7 @@ def guide_costs(session: nox.Session) -> None:
 def checkpoints(session: nox.Session) -> None:
     """What checkpoints cost."""
     session.install(".")
-    session.run("python", "benchmarks/checkpoints.py")
+    session.run("python", "benchmarks/checkpoints.py", *session.posargs)
 
 
 @nox.session
