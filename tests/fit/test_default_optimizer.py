@@ -12,6 +12,7 @@ import pytest
 
 import guidax as gx
 from assertions import distance, identical, precision
+from guidax._family.normal import SCALE_UNIT
 from guidax._fit.default import EVERY, MAX_TURNED, _clip, default_optimizer
 
 MEAN = np.array([3.0, -2.0, 0.5])
@@ -255,15 +256,11 @@ def test_the_frame_of_a_normal_is_its_own(key):
     family = jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape), x.dtype), family)
     size = precision() ** 0.4
     step = jax.tree.map(lambda x: jnp.asarray(size * rng.normal(size=x.shape), x.dtype), family)
-    moved = jax.tree.map(jnp.add, family, family.in_frame(step))
-    tril = np.asarray(family.scale_tril())
-    d = np.asarray(step.loc) / np.maximum(1.0, np.diagonal(tril, axis1=1, axis2=2))
-    e = np.zeros((3, 4, 4))
-    below = np.tril_indices(4, -1)
-    e[:, below[0], below[1]] = step.raw_scale_tril[:, :6]
-    diagonal = np.diagonal(tril, axis1=1, axis2=2)  # softplus, whose slope is 1 - exp(-softplus)
-    relative = np.asarray(step.raw_scale_tril[:, 6:]) * (1 - np.exp(-diagonal)) / diagonal
-    e[:, np.arange(4), np.arange(4)] = relative
+    moved = jax.tree.map(jnp.add, family, family.in_frame(step, jnp.ones(())))
+    tril, d = np.asarray(family.scale_tril()), np.asarray(step.loc)
+    e, entries = np.zeros((3, 4, 4)), SCALE_UNIT * np.asarray(step.raw_scale_tril)
+    below, diagonal = np.tril_indices(4, -1), np.arange(4)
+    e[:, below[0], below[1]], e[:, diagonal, diagonal] = entries[:, :6], entries[:, 6:]
     at = {"rtol": 0, "atol": 10 * size**2}  # what is left is of second order, or rounding
     np.testing.assert_allclose(moved.loc - family.loc, np.einsum("bij,bj->bi", tril, d), **at)
     np.testing.assert_allclose(moved.scale_tril() - tril, tril @ e, **at)
@@ -278,28 +275,44 @@ def test_the_frame_of_a_low_rank_normal_is_its_own(key):
     guide = gx.AutoBatchedLowRankMultivariateNormal(model, key=key, rank=2)
     rng = np.random.default_rng(0)
     family = jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape), x.dtype), guide.family)
-    size = precision() ** 0.4
-
-    def randomly(shape):
-        return jnp.asarray(size * rng.normal(size=shape), float)
-
     nothing, scale = jax.tree.map(jnp.zeros_like, family), np.asarray(family.scale())
+    one = jnp.ones(())
     columns = []
     for i in range(4):
-        d = jnp.zeros((3, 4)).at[:, i].set(jnp.maximum(1.0, scale[:, i]))  # one, in its unit
-        columns.append(family.in_frame(eqx.tree_at(lambda f: f.loc, nothing, d)).loc)
+        d = jnp.zeros((3, 4)).at[:, i].set(1.0)
+        columns.append(family.in_frame(eqx.tree_at(lambda f: f.loc, nothing, d), one).loc)
     root, tril = np.stack(columns, axis=-1), np.asarray(family.scale_tril())
     close = {"rtol": 0, "atol": 1e3 * precision()}
     np.testing.assert_allclose(root @ root.mT, tril @ tril.mT, **close)
 
-    stretch, turn = randomly((3, 4)), randomly((3, 4, 2))
-    slope = 1 - np.exp(-scale)  # of softplus
-    step = eqx.tree_at(lambda f: (f.raw_scale, f.factor), nothing, (stretch * scale / slope, turn))
-    moved = jax.tree.map(jnp.add, family, family.in_frame(step))
+    size = precision() ** 0.4
+    step = jax.tree.map(lambda x: jnp.asarray(size * rng.normal(size=x.shape), x.dtype), family)
+    moved = jax.tree.map(jnp.add, family, family.in_frame(step, one))
+    stretch, turn = SCALE_UNIT * step.raw_scale, SCALE_UNIT * step.factor
     second_order = {"rtol": 0, "atol": 10 * size**2}
     np.testing.assert_allclose(moved.scale() - scale, stretch * scale, **second_order)
     change = moved.scale()[..., None] * moved.factor - scale[..., None] * family.factor
     np.testing.assert_allclose(change, root @ turn, **second_order)
+
+
+@pytest.mark.parametrize("make", [gx.AutoNormal, gx.AutoDiagonalNormal, gx.AutoMultivariateNormal])
+def test_a_narrow_posterior_that_nobody_scaled(make, key):
+    """Thirty returns of a thousandth: a step of one, as far away it should be, is 5,000 scales."""
+    noise, n = 1e-3, 30
+    returns = noise * (3.0 + np.random.default_rng(0).normal(size=n))
+
+    def model(returns):
+        mean = gx.sample("mean", distrax.Normal(0.0, 1.0))
+        gx.sample("y", distrax.Normal(mean, noise), obs=returns)
+
+    precision_of_posterior = 1.0 + n / noise**2
+    expected = returns.sum() / noise**2 / precision_of_posterior
+    scale = precision_of_posterior**-0.5
+    guide = make(model, returns, key=key)
+    guide = gx.fit(key, guide, returns, steps=2000, progress=False).guide
+    low, middle, high = np.asarray(guide.quantiles([0.1587, 0.5, 0.8413], returns)["mean"])
+    np.testing.assert_allclose((middle - expected) / scale, 0, atol=0.1)
+    np.testing.assert_allclose((high - low) / 2, scale, rtol=0.1)
 
 
 @pytest.mark.parametrize(

@@ -44,12 +44,17 @@ class AbstractFamily(eqx.Module):
         """The rate that `fit` starts its default optimizer with."""
         return 0.01
 
-    def units(self) -> Any:
+    def units(self, least: Float[Array, ""]) -> Any:
         """Return how far a step of one goes along each parameter, for `fit`'s default optimizer.
+
+        Args:
+            least: How far it goes at least along a location, which may lie many scales from where
+                it belongs. It falls from one to zero.
 
         Returns:
             A tree of the family's structure.
         """
+        del least
         return jax.tree.map(jnp.ones_like, self)
 
     def locations(self) -> Any:
@@ -67,7 +72,7 @@ class AbstractFamily(eqx.Module):
         """
         return ()
 
-    def in_frame(self, step: Any) -> Any:
+    def in_frame(self, step: Any, least: Float[Array, ""]) -> Any:
         """Return the change of the parameters that a step in coordinates of the family's own makes.
 
         `fit`'s default optimizer takes gradients and steps in these coordinates. Where they go with
@@ -75,11 +80,12 @@ class AbstractFamily(eqx.Module):
 
         Args:
             step: Coordinates of a step, in the family's structure.
+            least: As of `units`.
 
         Returns:
-            The change, linear in the step. By default the coordinates are the parameters.
+            The change, linear in the step. By default the coordinates are the parameters, in units.
         """
-        return step
+        return jax.tree.map(jnp.multiply, step, self.units(least))
 
     @property
     def reads_batch(self) -> bool:

@@ -43,16 +43,20 @@ class AbstractDAIS(AbstractFamily):
         """That of moves, or less where the base, a wide or deep flow, asks for less."""
         return min(super().learning_rate, self.base.learning_rate)
 
-    def units(self) -> Any:
+    def units(self, least: Float[Array, ""]) -> Any:
         """Return those of the base, longer where it asks for a higher rate; the moves' are one.
 
         A base that lags leaves its way to the moves, which settle on that: held to their rate, a
         normal did so for 2,000 steps, and on data that nobody scaled by ten nats. With thirty times
         their rate some fits were lost.
         """
-        share = min(_BASE_AHEAD, self.base.learning_rate / self.learning_rate)
-        base = jax.tree.map(lambda unit: share * unit, self.base.units())
-        return eqx.tree_at(lambda family: family.base, super().units(), base)
+        return self._with_longer(super().units(least), self.base.units(least))
+
+    def _with_longer(self, step: Any, base: Any) -> Any:
+        """Return a tree of the guide's structure with the base's in it, longer by its pace."""
+        pace = min(_BASE_AHEAD, self.base.learning_rate / self.learning_rate)
+        longer = jax.tree.map(lambda x: pace * x, base)
+        return eqx.tree_at(lambda family: family.base, step, longer)
 
     def locations(self) -> Any:
         """Return those of the base."""
@@ -62,9 +66,9 @@ class AbstractDAIS(AbstractFamily):
         """Return those of the base."""
         return self.base.travellers()
 
-    def in_frame(self, step: Any) -> Any:
-        """Return the base's change; the moves have no frame."""
-        return eqx.tree_at(lambda family: family.base, step, self.base.in_frame(step.base))
+    def in_frame(self, step: Any, least: Float[Array, ""]) -> Any:
+        """Return the base's change, as much longer as its units; the moves have no frame."""
+        return self._with_longer(step, self.base.in_frame(step.base, least))
 
     @abc.abstractmethod
     def log_density(self, z: Float[Array, " dim"], target: Target) -> Float[Array, ""]:

@@ -45,9 +45,9 @@ class DiagonalNormal(AbstractFlatNormal):
         """That of `rate_of_normals`, as for independent normals site by site."""
         return rate_of_normals(size_of(self.sites))
 
-    def units(self) -> Any:
+    def units(self, least: Float[Array, ""]) -> Any:
         """Return those of independent normals."""
-        units = units_of_normal(self.raw_scale)
+        units = units_of_normal(self.raw_scale, least)
         return eqx.tree_at(lambda family: (family.loc, family.raw_scale), self, units)
 
     def marginal_scale(self) -> Float[Array, " dim"]:

@@ -66,13 +66,13 @@ class LowRankNormal(AbstractFlatNormal):
         noise = jax.random.normal(key, (*self.loc.shape, rank), self.loc.dtype)
         self.factor = noise * (_START / math.sqrt(rank))
 
-    def units(self) -> Any:
+    def units(self, least: Float[Array, ""]) -> Any:
         """Return those of independent normals for `S`, and of the entries of `F`.
 
         With more than ten coordinates these move more slowly: where all of a column's go one way,
         they stretch the normal by the sum of their steps. In a hundred dimensions fits diverged.
         """
-        loc, raw_scale = units_of_normal(self.raw_scale)
+        loc, raw_scale = units_of_normal(self.raw_scale, least)
         unit = SCALE_UNIT * 10 / max(10, self.loc.shape[-1])
         return eqx.tree_at(
             lambda family: (family.loc, family.raw_scale, family.factor),
@@ -88,17 +88,22 @@ class LowRankNormal(AbstractFlatNormal):
         """Return the mean. A start may lie many standard deviations away."""
         return (self.loc,)
 
-    def in_frame(self, step: Any) -> Any:
+    def in_frame(self, step: Any, least: Float[Array, ""]) -> Any:
         """Return the change for a step `(d, e, E)`: `S B d`, `e` of `log S`, and `B E` of `F`.
 
         `B B' = I + F F'`. `F` changes by `-e F` too, which holds `S F`: a change of `S` alone would
-        turn the long axes. d is in the mean's unit, and e in the parameter's.
+        turn the long axes. e and E are in units.
         """
-        loc_unit, scale_unit = units_of_normal(self.raw_scale)
-        log_change = (SCALE_UNIT * step.raw_scale / scale_unit)[..., None]
-        loc = self.scale() * self._times_root((step.loc / loc_unit)[..., None])[..., 0]
-        factor = self._times_root(step.factor) - log_change * self.factor
-        return eqx.tree_at(lambda family: (family.loc, family.factor), step, (loc, factor))
+        units, log_change = self.units(least), SCALE_UNIT * step.raw_scale[..., None]
+        turn = self._times_root(step.factor * units.factor)
+        changes = (
+            self.scale() * self._times_root(step.loc[..., None])[..., 0],
+            step.raw_scale * units.raw_scale,
+            turn - log_change * self.factor,
+        )
+        return eqx.tree_at(
+            lambda family: (family.loc, family.raw_scale, family.factor), step, changes
+        )
 
     def _times_root(self, x: Float[Array, "*batch dim n"]) -> Float[Array, "*batch dim n"]:
         """Return `B x`, where `B = I + F (I + T)^-1 F'` and `T` is the Cholesky factor of `C`.

@@ -50,13 +50,13 @@ class MultivariateNormal(AbstractFlatNormal):
         raw[..., dim * (dim - 1) // 2 :] = raw_scale_of(init_scale)
         self.raw_scale_tril = from_host(raw)
 
-    def units(self) -> Any:
+    def units(self, least: Float[Array, ""]) -> Any:
         """Return those of independent normals for the diagonal of `L`, and of its other entries.
 
         These are about `dim^2 / 2` numbers: with more than ten coordinates each moves more slowly,
         or the noise of all of them would cost nats by the dozen in hundreds of dimensions.
         """
-        loc, diagonal = units_of_normal(self._raw_diagonal())
+        loc, diagonal = units_of_normal(self._raw_diagonal(), least)
         dim = self.loc.shape[-1]
         unit = SCALE_UNIT * (10 / max(10, dim)) ** 2
         below = jnp.full_like(self.raw_scale_tril[..., dim:], unit)
@@ -71,21 +71,19 @@ class MultivariateNormal(AbstractFlatNormal):
         """Return the mean. A start may lie many standard deviations away."""
         return (self.loc,)
 
-    def in_frame(self, step: Any) -> Any:
+    def in_frame(self, step: Any, least: Float[Array, ""]) -> Any:
         """Return the change for a step `(d, E)`: `L d` of the mean and `L E` of `L`.
 
-        d is in the mean's unit, and the diagonal of E in the parameter's. In this frame every
-        normal is the standard one: how fast a fit goes depends neither on how wide or narrow the
-        posterior is, nor on how correlated.
+        E is in units. In this frame every normal is the standard one: how fast a fit goes depends
+        neither on how wide or narrow the posterior is, nor on how correlated.
         """
-        tril, raw = ScaledUnitLowerCholesky(), self._raw_diagonal()
-        loc_unit, diagonal_unit = units_of_normal(raw)
-        below, raw_change = tril.split(step.raw_scale_tril)
-        log_change = (SCALE_UNIT * raw_change / diagonal_unit)[..., None]
+        tril, units = ScaledUnitLowerCholesky(), self.units(least)
+        below, raw_change = tril.split(step.raw_scale_tril * units.raw_scale_tril)
+        log_change = (SCALE_UNIT * tril.split(step.raw_scale_tril)[1])[..., None]
         eye = jnp.broadcast_to(jnp.eye(below.shape[-1], dtype=below.dtype), below.shape)
         unit = tril.split(self.raw_scale_tril)[0] + eye  # L with its rows over its diagonal
         changes = (
-            jnp.matvec(self.scale_tril(), step.loc / loc_unit),
+            jnp.matvec(self.scale_tril(), step.loc),
             tril.join(unit @ (below + log_change * eye) - log_change * unit, raw_change),
         )
         return eqx.tree_at(lambda family: (family.loc, family.raw_scale_tril), step, changes)

@@ -54,9 +54,9 @@ class MeanFieldNormal(AbstractFamily):
         """The parameters alone say how it draws."""
         return False
 
-    def units(self) -> Any:
+    def units(self, least: Float[Array, ""]) -> Any:
         """Return those of `units_of_normal`, for every site."""
-        pairs = {n: units_of_normal(raw) for n, raw in self.raw_scale.items()}
+        pairs = {n: units_of_normal(raw, least) for n, raw in self.raw_scale.items()}
         loc, raw_scale = ({n: pair[i] for n, pair in pairs.items()} for i in (0, 1))
         return self._with(loc, raw_scale)
 
@@ -147,14 +147,15 @@ def rate_of_normals(dim: int) -> float:
     return max(0.1, 0.5 * (30 / max(30, dim)) ** 0.5)
 
 
-def units_of_normal(raw_scale: Array) -> tuple[Array, Array]:
+def units_of_normal(raw_scale: Array, least: Float[Array, ""]) -> tuple[Array, Array]:
     """Return how far a step of one moves the mean of a normal, and its parameter of scale.
 
-    The mean: a standard deviation, yet 1 where that is less, since then it may still be far from
-    its place. The scale: `SCALE_UNIT` of its logarithm.
+    The mean: a standard deviation, yet `least` where that is less. The scale: `SCALE_UNIT` of its
+    logarithm.
     """
     scale = jax.nn.softplus(raw_scale)
-    return jnp.maximum(1.0, scale), SCALE_UNIT * scale / jax.nn.sigmoid(raw_scale)
+    least = least.astype(scale.dtype)
+    return jnp.maximum(least, scale), SCALE_UNIT * scale / jax.nn.sigmoid(raw_scale)
 
 
 def _block(site: LatentSpec) -> Block:

@@ -56,7 +56,7 @@ class Product(AbstractFamily):
         """The smallest of the parts'; see `units` for the others."""
         return min((part.learning_rate for part in self.parts), default=1.0)
 
-    def units(self) -> Any:
+    def units(self, least: Float[Array, ""]) -> Any:
         """Return those of the parts, up to three times as long where a part asks for a higher rate.
 
         Normals ask for thirty times the rate of flows and of annealed moves. Held to the latter,
@@ -64,14 +64,15 @@ class Product(AbstractFamily):
         own, 0.2 nats after 4,000, since they ran ahead of their neighbours, and one fit in four
         was lost.
         """
-        slowest = self.learning_rate
+        return self._longer(tuple(part.units(least) for part in self.parts))
 
-        def longer(part: AbstractFamily) -> Any:
-            share = min(MOST_AHEAD, part.learning_rate / slowest)
-            return jax.tree.map(lambda unit: share * unit, part.units())
-
-        parts = tuple(longer(part) for part in self.parts)
-        return eqx.tree_at(lambda family: family.parts, self, parts)
+    def _longer(self, steps: tuple[Any, ...]) -> Any:
+        """Return a tree of the product's structure, with each part's longer by its pace."""
+        slowest, longer = self.learning_rate, []
+        for part, step in zip(self.parts, steps, strict=True):
+            pace = min(MOST_AHEAD, part.learning_rate / slowest)
+            longer.append(jax.tree.map(lambda x, pace=pace: pace * x, step))
+        return eqx.tree_at(lambda family: family.parts, self, tuple(longer))
 
     def locations(self) -> Any:
         """Return those of the parts."""
@@ -81,11 +82,10 @@ class Product(AbstractFamily):
         """Return those of the parts."""
         return tuple(part.travellers() for part in self.parts)
 
-    def in_frame(self, step: Any) -> Any:
-        """Return the parts' changes."""
+    def in_frame(self, step: Any, least: Float[Array, ""]) -> Any:
+        """Return the parts' changes, as much longer as their units."""
         pairs = zip(self.parts, step.parts, strict=True)
-        changes = tuple(part.in_frame(own) for part, own in pairs)
-        return eqx.tree_at(lambda family: family.parts, step, changes)
+        return self._longer(tuple(part.in_frame(own, least) for part, own in pairs))
 
     @property
     def reads_batch(self) -> bool:

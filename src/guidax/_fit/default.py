@@ -24,6 +24,7 @@ MEMORY = 0.99  # of the gradients' outer product
 EVERY = 100  # steps from one turn of the axes to the next
 MAX_TURNED = 128  # numbers: a turn costs their cube, a step their square
 TRAVEL = 0.4  # of the steps
+SETTLE = 0.2, 0.8  # of the steps: between these, long steps of narrow normals give way to short
 
 
 def default_optimizer(
@@ -54,7 +55,7 @@ def default_optimizer(
         progress: The share of the steps that is done.
         units: A step of one for each trained parameter, a tree of their structure.
         in_frame: From a step in coordinates of the guide's own, a tree of that structure, to the
-            change of the parameters. It is linear.
+            change of the parameters, units and all. It is linear.
         turned: Whether each leaf of that tree goes along the axes.
         travelling: Whether each leaf of that tree travels.
     """
@@ -72,11 +73,8 @@ def default_optimizer(
             optax.stateless(lambda updates, _: step(updates)),
         )
 
-    def scaled(step: PyTree) -> PyTree:
-        return jax.tree.map(jnp.multiply, step, units)
-
     own_axes = tuple(a and not b for a, b in zip(turned, travelling, strict=True))
-    settle = adam(lambda step: in_frame(scaled(step)), units, own_axes)
+    settle = adam(in_frame, units, own_axes)
     if not any(travelling):
         return settle
     pick = functools.partial(_pick, travelling)
@@ -84,6 +82,16 @@ def default_optimizer(
     travel = adam(lambda step: jax.tree.map(jnp.multiply, step, lengths), lengths, axes)
     share = jnp.maximum(0.0, 1.0 - progress / TRAVEL)
     return _both(settle, optax.chain(travel, optax.scale(share)), pick)
+
+
+def least_unit(progress: Float[Array, ""]) -> Float[Array, ""]:
+    """Return the least length of a location's step: one, then as a square falling to zero.
+
+    A start may lie many scales away, and a posterior may be a thousandth wide. With one to the end,
+    the noise of the last steps passed for width; sooner at zero, fits stayed on plateaus.
+    """
+    first, last = SETTLE
+    return jnp.clip((last - progress) / (last - first), 0.0, 1.0) ** 2
 
 
 def _pick(chosen: tuple[bool, ...], tree: PyTree) -> list[Any]:

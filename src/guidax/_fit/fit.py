@@ -55,8 +55,9 @@ def fit(
             ready optimizer works as well, but each new object compiles again. None: Adam with a
             rate that falls to zero over this call's steps along a half cosine, and the global
             gradient norm clipped, at 10 in the beginning, rising to 100,000. Its steps are in units
-            that the family names, for normals about a standard deviation and at least 1. A full or
-            low-rank covariance moves in its own frame; up to 128 locations of others move along the
+            that the family names, for normals about a standard deviation and, in the first fifth of
+            the run, at least 1, which falls to nothing at four fifths. A full or low-rank
+            covariance moves in its own frame; up to 128 locations of others move along the
             eigenvectors of their gradient's second moment, which turn every 100 steps (Vyas et al.
             2024, "SOAP").
         learning_rate: A number, or a schedule: a function of the step. None is what the guide names

@@ -18,7 +18,7 @@ from .._family.base import AbstractFamily
 from .._guide.guide import AutoGuide
 from .._model.static import Static
 from .._numerics import as_array, from_host, is_traced
-from .default import MAX_TURNED, default_optimizer
+from .default import MAX_TURNED, default_optimizer, least_unit
 
 DEFAULT_RATE = 1e-2  # of an optimizer that is given without one
 PATIENCE = 100  # bad steps in a row that are skipped before the run ends
@@ -80,13 +80,14 @@ class Recipe:
             return given
         if given is None:
             decayed = rate * 0.5 * (1.0 + jnp.cos(jnp.pi * progress))
+            least = least_unit(progress)
             units = jax.tree.map(jnp.ones_like, guide)
-            units = eqx.tree_at(lambda guide: guide.family, units, guide.family.units())
+            units = eqx.tree_at(lambda guide: guide.family, units, guide.family.units(least))
             still = self.split(jax.tree.map(jnp.zeros_like, guide))[1]
 
             def in_frame(step: PyTree) -> PyTree:
                 whole = eqx.combine(step, still)
-                change = guide.family.in_frame(whole.family)
+                change = guide.family.in_frame(whole.family, least)
                 return self.split(eqx.tree_at(lambda guide: guide.family, whole, change))[0]
 
             return default_optimizer(
