@@ -295,6 +295,24 @@ def test_the_frame_of_a_low_rank_normal_is_its_own(key):
     np.testing.assert_allclose(change, root @ turn, **second_order)
 
 
+@pytest.mark.parametrize("rank", [10, 20])
+def test_a_high_rank_is_no_obstacle(rank, key):
+    """Twenty groups, conjugate: where the columns' noise adds up, fits diverged."""
+    y = np.random.default_rng(0).normal(size=20)
+
+    def model(y):
+        mean = gx.sample("mean", distrax.Normal(0.0, 3.0))
+        with gx.plate("groups", 20):
+            gx.sample("y", distrax.Normal(gx.sample("a", distrax.Normal(mean, 1.0)), 1.0), obs=y)
+
+    covariance_of_y = 2.0 * np.eye(20) + 9.0
+    log_z = -0.5 * (y @ np.linalg.solve(covariance_of_y, y) + 20 * np.log(2 * np.pi))
+    log_z -= 0.5 * np.linalg.slogdet(covariance_of_y)[1]
+    guide = gx.AutoLowRankMultivariateNormal(model, y, key=key, rank=rank)
+    guide = gx.fit(key, guide, y, steps=1000, progress=False).guide
+    assert log_z - 0.5 < -float(gx.ELBO(num_particles=2000)(guide, key, y)) < log_z + 0.05
+
+
 @pytest.mark.parametrize("make", [gx.AutoNormal, gx.AutoDiagonalNormal, gx.AutoMultivariateNormal])
 def test_a_narrow_posterior_that_nobody_scaled(make, key):
     """Thirty returns of a thousandth: a step of one, as far away it should be, is 5,000 scales."""
@@ -388,3 +406,29 @@ def test_a_resumed_fit_keeps_its_axes(key):
     again = first.resume(steps=1, progress=False)
     kept = next(s.axes for s in again.state.moving.opt_state if hasattr(s, "axes"))
     assert identical(kept, axes)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [gx.AutoMultivariateNormal, functools.partial(gx.AutoLowRankMultivariateNormal, rank=2)],
+    ids=["full", "low rank"],
+)
+def test_noisy_objectives_take_smaller_steps(make, key):
+    """At their own rate normals ran away: means by up to 30 s.d., s.d. 200 times too wide."""
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(40, 3))
+    y = X @ [1.0, -2.0, 0.5] + 0.3 * rng.normal(size=40)
+
+    def model(X, y):
+        prior = distrax.Independent(distrax.Normal(jnp.zeros(3), 10.0), 1)
+        gx.sample("y", distrax.Normal(X @ gx.sample("beta", prior), 0.3), obs=y)
+
+    precision_matrix = X.T @ X / 0.09 + np.eye(3) / 100
+    mean = np.linalg.solve(precision_matrix, X.T @ y / 0.09)
+    scale = np.sqrt(np.diag(np.linalg.inv(precision_matrix)))
+    guide = make(model, X, y, key=key)
+    objective = gx.RenyiELBO(alpha=0.5, num_particles=8)
+    guide = gx.fit(key, guide, X, y, steps=2000, objective=objective, progress=False).guide
+    low, middle, high = np.asarray(guide.quantiles([0.1587, 0.5, 0.8413], X, y)["beta"])
+    np.testing.assert_allclose((middle - mean) / scale, 0, atol=0.2)
+    np.testing.assert_allclose((high - low) / 2, scale, rtol=0.15)

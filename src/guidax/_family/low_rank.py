@@ -69,11 +69,12 @@ class LowRankNormal(AbstractFlatNormal):
     def units(self, least: Float[Array, ""]) -> Any:
         """Return those of independent normals for `S`, and of the entries of `F`.
 
-        With more than ten coordinates these move more slowly: where all of a column's go one way,
-        they stretch the normal by the sum of their steps. In a hundred dimensions fits diverged.
+        With more than ten coordinates these move more slowly, and with more columns than the
+        default: in a frame the noise of all of them stretches a normal, until fits diverged.
         """
         loc, raw_scale = units_of_normal(self.raw_scale, least)
-        unit = SCALE_UNIT * 10 / max(10, self.loc.shape[-1])
+        dim, rank = self.factor.shape[-2:]
+        unit = SCALE_UNIT * 10 / max(10, dim) * min(1.0, dim**0.5 / rank)
         return eqx.tree_at(
             lambda family: (family.loc, family.raw_scale, family.factor),
             self,
@@ -95,11 +96,10 @@ class LowRankNormal(AbstractFlatNormal):
         turn the long axes. e and E are in units.
         """
         units, log_change = self.units(least), SCALE_UNIT * step.raw_scale[..., None]
-        turn = self._times_root(step.factor * units.factor)
         changes = (
             self.scale() * self._times_root(step.loc[..., None])[..., 0],
             step.raw_scale * units.raw_scale,
-            turn - log_change * self.factor,
+            self._times_root(step.factor * units.factor) - log_change * self.factor,
         )
         return eqx.tree_at(
             lambda family: (family.loc, family.raw_scale, family.factor), step, changes

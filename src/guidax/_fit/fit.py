@@ -64,8 +64,9 @@ def fit(
             for the default optimizer, and 0.01 for another. Independent normals name 0.5, other
             normals 0.3, both less in more than 30 and 83 dimensions; points 0.3; flows 0.01 and
             less, those of splines 0.005; annealed guides 0.01, with a base up to ten times as fast.
-            A list takes the least of its parts', and up to three times that for faster ones. Where
-            the model has a module's arrays in it, it is 0.01.
+            A list takes the least of its parts', and up to three times that for faster ones. With
+            IWELBO and RenyiELBO it is 0.1 at most. Where the model has a module's arrays in it, it
+            is 0.01.
         objective: What to minimise, such as `gx.ELBO(num_particles=10)`.
         batches: In place of the model's arguments: a function of the step, counted from 0, that
             returns a `gx.Batch`, or an iterable of them, all of one structure. They are read on the
@@ -126,6 +127,7 @@ def fit(
         optimizer,
         learning_rate,
         trainable,
+        highest_rate=objective.highest_rate,
         forward_mode=forward_mode,
         row_sparse=row_sparse,
         on_nonfinite=on_nonfinite,

@@ -117,6 +117,7 @@ def make_recipe(
     learning_rate: float | Array | Schedule | None,
     trainable: Callable[[AutoGuide], PyTree] | None,
     *,
+    highest_rate: float,
     forward_mode: bool,
     row_sparse: bool,
     on_nonfinite: OnNonfinite,
@@ -154,7 +155,8 @@ def make_recipe(
     if schedule is not None:
         _require_schedule(schedule)
     if schedule is not None or learning_rate is None:
-        learning_rate = guide.learning_rate if optimizer is None else DEFAULT_RATE
+        own = min(guide.learning_rate, highest_rate)
+        learning_rate = own if optimizer is None else DEFAULT_RATE
     rate = as_rate(learning_rate)
     trained = _trained(guide, trainable)
     none = (False,) * sum(trained)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -29,6 +30,11 @@ class AbstractObjective(eqx.Module):
     """
 
     num_particles: eqx.AbstractVar[int]
+
+    @property
+    def highest_rate(self) -> float:
+        """The highest rate that `fit` starts its default optimizer with."""
+        return math.inf
 
     @abc.abstractmethod
     def particle(self, guide: AutoGuide, key: Key, target: Target) -> Float[Array, ""]:

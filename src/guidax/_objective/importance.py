@@ -17,6 +17,11 @@ from .base import AbstractObjective, require_particles
 class AbstractWeighted(AbstractObjective):
     """Shared by the bounds that are functions of log importance weights."""
 
+    @property
+    def highest_rate(self) -> float:
+        """0.1: where one draw has all the weight, gradients are noise, and normals ran away."""
+        return 0.1
+
     def check(self, guide: AutoGuide, batch: Batch, indices: dict[str, Array]) -> None:
         """Refuse a plate that holds some of its rows.
 
