@@ -45,6 +45,14 @@ class DiagonalNormal(AbstractFlatNormal):
         """That of `rate_of_normals`, as for independent normals site by site."""
         return rate_of_normals(size_of(self.sites))
 
+    def locations(self) -> Any:
+        """Return the mean: there is no frame."""
+        return self.loc
+
+    def travellers(self) -> Any:
+        """Return none."""
+        return ()
+
     def units(self, least: Float[Array, ""]) -> Any:
         """Return those of independent normals."""
         units = units_of_normal(self.raw_scale, least)

@@ -111,8 +111,12 @@ class AbstractFlatNormal(AbstractFlat):
         return min(0.3, rate_of_normals(size_of(self.sites)))
 
     def locations(self) -> Any:
-        """Return the mean."""
-        return self.loc
+        """Return none: the mean of a correlated normal moves in a frame."""
+        return ()
+
+    def travellers(self) -> Any:
+        """Return the mean. A start may lie many standard deviations away."""
+        return (self.loc,)
 
     @abc.abstractmethod
     def log_det(self) -> Float[Array, ""]:

@@ -70,7 +70,7 @@ class LowRankNormal(AbstractFlatNormal):
         """Return those of independent normals for `S`, and of the entries of `F`.
 
         With more than ten coordinates these move more slowly, and with more columns than the
-        default: in a frame the noise of all of them stretches a normal, until fits diverged.
+        default: each is noise that stretches the normal, and with too much of it fits diverged.
         """
         loc, raw_scale = units_of_normal(self.raw_scale, least)
         dim, rank = self.factor.shape[-2:]
@@ -80,14 +80,6 @@ class LowRankNormal(AbstractFlatNormal):
             self,
             (loc, raw_scale, jnp.full_like(self.factor, unit)),
         )
-
-    def locations(self) -> Any:
-        """Return none: the mean moves in the frame."""
-        return ()
-
-    def travellers(self) -> Any:
-        """Return the mean. A start may lie many standard deviations away."""
-        return (self.loc,)
 
     def in_frame(self, step: Any, least: Float[Array, ""]) -> Any:
         """Return the change for a step `(d, e, E)`: `S B d`, `e` of `log S`, and `B E` of `F`.

@@ -63,14 +63,6 @@ class MultivariateNormal(AbstractFlatNormal):
         tril = jnp.concatenate([below, diagonal], axis=-1)
         return eqx.tree_at(lambda family: (family.loc, family.raw_scale_tril), self, (loc, tril))
 
-    def locations(self) -> Any:
-        """Return none: the mean moves in the frame."""
-        return ()
-
-    def travellers(self) -> Any:
-        """Return the mean. A start may lie many standard deviations away."""
-        return (self.loc,)
-
     def in_frame(self, step: Any, least: Float[Array, ""]) -> Any:
         """Return the change for a step `(d, E)`: `L d` of the mean and `L E` of `L`.
 
