@@ -18,7 +18,8 @@ from .._family.base import AbstractFamily
 from .._guide.guide import AutoGuide
 from .._model.static import Static
 from .._numerics import as_array, from_host, is_traced
-from .default import MAX_TURNED, default_optimizer, least_unit
+from .axes import MAX_TURNED
+from .default import default_optimizer, least_unit
 
 DEFAULT_RATE = 1e-2  # of an optimizer that is given without one
 PATIENCE = 100  # bad steps in a row that are skipped before the run ends
@@ -41,8 +42,9 @@ class Recipe:
         optimizer: A function of a learning rate, a ready transformation, or None for the default.
         schedule: A learning rate as a function of the step, or None where it is a number.
         trained: For each leaf of the guide, whether it is trained.
+        located: For each trained leaf, whether it is a location, for the default optimizer.
+        travelling: For each trained leaf, whether it is a location that it lets travel.
         turned: For each trained leaf, whether it goes along the default optimizer's axes.
-        travelling: For each trained leaf, whether the default optimizer lets it travel.
         forward_mode: Whether gradients are taken in forward mode.
         row_sparse: Whether a step leaves alone the rows of plates that it does not hold.
         on_nonfinite: What follows a step that is not finite.
@@ -51,8 +53,9 @@ class Recipe:
     optimizer: Static
     schedule: Static
     trained: tuple[bool, ...]
-    turned: tuple[bool, ...]
+    located: tuple[bool, ...]
     travelling: tuple[bool, ...]
+    turned: tuple[bool, ...]
     forward_mode: bool
     row_sparse: bool
     on_nonfinite: OnNonfinite
@@ -95,8 +98,9 @@ class Recipe:
                 progress,
                 self.split(units)[0],
                 in_frame,
-                self.turned,
+                self.located,
                 self.travelling,
+                self.turned,
             )
         made = _as_transformation(given(rate if schedule is None else schedule))
         if not isinstance(made, optax.GradientTransformation):
@@ -160,19 +164,20 @@ def make_recipe(
     rate = as_rate(learning_rate)
     trained = _trained(guide, trainable)
     none = (False,) * sum(trained)
-    locations = travelling = turned = none
+    located = travelling = turned = none
     if optimizer is None:
-        locations = _flags(guide, trained, lambda family: family.locations())
         travelling = _flags(guide, trained, lambda family: family.travellers())
-    if not row_sparse:
-        pairs = [_turned(guide, trained, flags) for flags in (locations, travelling)]
+    if optimizer is None and not row_sparse:
+        located = _flags(guide, trained, lambda family: family.locations())
+        pairs = [_turned(guide, trained, flags) for flags in (located, travelling)]
         turned = tuple(map(any, zip(*pairs, strict=True)))
     recipe = Recipe(
         Static(optimizer),
         Static(schedule),
         trained,
-        turned,
+        located,
         travelling,
+        turned,
         forward_mode,
         bool(row_sparse),
         on_nonfinite,
