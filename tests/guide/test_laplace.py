@@ -135,7 +135,8 @@ def test_a_narrow_posterior_on_two_scales_is_not_flat(x64, key):
             b = gx.sample("b", gx.ImproperUniform(gx.constraints.real)) * 1e6
             gx.factor("joint", -0.5 * (1 - r) * (a**2 + b**2) - 0.5 * r * (a + b) ** 2)
 
-        guide = gx.AutoLaplaceApproximation(model, key=key).laplace()
+        start = gx.init_to_value({"a": 0.0, "b": 0.0})
+        guide = gx.AutoLaplaceApproximation(model, key=key, init_loc_fn=start).laplace()
         scale = (1 - r**2) ** -0.5
         rtol = 1e-8 if x64 else 1e-3
         np.testing.assert_allclose(guide.family.marginal_scale(), [scale, scale / 1e6], rtol=rtol)
@@ -170,11 +171,58 @@ def test_it_curves_on_all_rows(where, key):
     options = {}
     if where == "create_plates":
         options = {"create_plates": lambda x: gx.plate("rows", 4, subsample_size=2)}
+    squares = [float(jnp.sum(x**2)), 2 * float(jnp.sum(x[:2] ** 2))]
+    modes, precisions = [2 * s / (1 + s) for s in squares], [1 + s for s in squares]
+    options["init_loc_fn"] = gx.init_to_value({"slope": modes[0]})
     guide = gx.AutoLaplaceApproximation(model, x, key=key, **options)
     scale = guide.laplace(x).family.marginal_scale()
-    np.testing.assert_allclose(scale, (1 + float(jnp.sum(x**2))) ** -0.5, rtol=1e-4)
-    some = guide.laplace(gx.Batch(x).at(rows=jnp.array([0, 1]))).family.marginal_scale()
-    np.testing.assert_allclose(some, (1 + 2 * float(jnp.sum(x[:2] ** 2))) ** -0.5, rtol=1e-4)
+    np.testing.assert_allclose(scale, precisions[0] ** -0.5, rtol=1e-4)
+    far = (modes[0] - modes[1]) * precisions[1] ** 0.5
+    with pytest.warns(UserWarning, match=f"is {far:.2g} standard deviations"):
+        some = guide.laplace(gx.Batch(x).at(rows=jnp.array([0, 1]))).family.marginal_scale()
+    np.testing.assert_allclose(some, precisions[1] ** -0.5, rtol=1e-4)
+
+
+def test_a_mode_that_is_not_reached(key):
+    """From a correlated normal's point the Newton step is the way to its mean, in both sites."""
+    covariance = jnp.asarray([[4.0, 1.8], [1.8, 1.0]], float)
+    joint = distrax.MultivariateNormalFullCovariance(jnp.asarray([1.0, 2.0], float), covariance)
+
+    def model():
+        a = gx.sample("a", gx.ImproperUniform(gx.constraints.real))
+        b = gx.sample("b", gx.ImproperUniform(gx.constraints.real))
+        gx.factor("joint", joint.log_prob(jnp.stack([a, b])))
+
+    def guide(a, b):
+        start = gx.init_to_value({"a": a, "b": b})
+        return gx.AutoLaplaceApproximation(model, key=key, init_loc_fn=start)
+
+    with pytest.warns(UserWarning, match="3 standard deviations away along site 'b'.*lbfgs"):
+        guide(1.0 - 2.0 * 2.0, 2.0 + 3.0).sample_posterior(key)
+    with pytest.warns(UserWarning, match="0.6 standard deviations away along site 'a'"):
+        guide(1.0 - 0.6 * 2.0, 2.0).laplace()
+    guide(1.0 - 0.4 * 2.0, 2.0).laplace()  # warnings are errors
+    traced = jax.jit(lambda guide: guide.laplace().family.loc)(guide(-3.0, 5.0))
+    np.testing.assert_allclose(traced, [-3.0, 5.0], rtol=1e-5)
+
+
+@jax.custom_vjp
+def doubled(x):
+    """Twice x, without a forward mode: as a solver of differential equations."""
+    return 2 * x
+
+
+doubled.defvjp(lambda x: (2 * x, None), lambda _, cotangent: (2 * cotangent,))
+
+
+def test_a_model_that_only_reverse_mode_differentiates(key):
+    def model(y):
+        z = gx.sample("z", distrax.Normal(jnp.zeros(()), 1.0))
+        gx.sample("y", distrax.Normal(doubled(doubled(z)), 1.0), obs=y)
+
+    y, start = jnp.asarray(3.0, float), gx.init_to_value({"z": 12 / 17})
+    guide = gx.AutoLaplaceApproximation(model, y, key=key, init_loc_fn=start)
+    np.testing.assert_allclose(guide.laplace(y).family.marginal_scale(), 17**-0.5, rtol=1e-4)
 
 
 def test_a_model_that_only_forward_mode_differentiates(key):
@@ -183,8 +231,8 @@ def test_a_model_that_only_forward_mode_differentiates(key):
         w = jax.lax.while_loop(lambda c: c[0] < 2, lambda c: (c[0] + 1, 2 * c[1]), (0, z))[1]
         gx.sample("y", distrax.Normal(w, 1.0), obs=y)
 
-    y = jnp.asarray(3.0, float)
-    guide = gx.AutoLaplaceApproximation(model, y, key=key)
+    y, start = jnp.asarray(3.0, float), gx.init_to_value({"z": 12 / 17})
+    guide = gx.AutoLaplaceApproximation(model, y, key=key, init_loc_fn=start)
     np.testing.assert_allclose(guide.laplace(y).family.marginal_scale(), 17**-0.5, rtol=1e-4)
 
 

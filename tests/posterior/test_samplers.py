@@ -207,7 +207,8 @@ def test_laplace_and_batched_normals_have_noise_too(key):
         init_loc_fn=median,
         hessian_fn=lambda f, z: jnp.eye(z.size),
     )
-    density = gx.NeuTraDensity(laplace, X, labels)
+    with pytest.warns(UserWarning, match="the mode is not reached"):
+        density = gx.NeuTraDensity(laplace, X, labels)
     assert density.to_latents(density.initial(key))["eta"].shape == (40,)
 
     def rows():

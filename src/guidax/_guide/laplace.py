@@ -13,6 +13,7 @@ from jax import random
 from jax.scipy.linalg import solve_triangular
 from jaxtyping import Array, Float
 
+from .._caller import warn_caller
 from .._family.laplace import LaplacePoint
 from .._family.multivariate import MultivariateNormal
 from .._family.vector import unravel
@@ -27,6 +28,8 @@ from .._types import Key
 from .begin import begin
 from .gaussian import AutoMultivariateNormal
 from .guide import AutoContinuous, AutoGuide
+
+FAR = 0.5  # standard deviations: from a normal that is farther off, means are of no use
 
 
 class AutoLaplaceApproximation(AutoContinuous):
@@ -43,7 +46,8 @@ class AutoLaplaceApproximation(AutoContinuous):
         init_loc_fn: Where the point starts: a strategy, or a function of a site and a key that
             returns a constrained value.
         hessian_fn: Called as `hessian_fn(potential, z)`, with minus the log density as a function
-            of the flat vector, and the mode; returns the precision matrix. None is `jax.hessian`.
+            of the flat vector, and the mode; returns the precision matrix. None is the Hessian, in
+            the modes of differentiation that the model has.
             Use it to regularise: `lambda f, z: jax.hessian(f)(z) + 1e-3 * jnp.eye(z.size)`.
         create_plates: A function of the model's arguments that returns a `gx.plate`, or several,
             whose rows each evaluation of an objective holds. The Hessian is of all rows.
@@ -83,6 +87,10 @@ class AutoLaplaceApproximation(AutoContinuous):
         Returns:
             A guide with a full covariance, the inverse of the Hessian.
 
+        Warns:
+            UserWarning: If the mode is not reached: a Newton step from here is longer than half a
+                standard deviation in some coordinate. Not under a transformation.
+
         Raises:
             ValueError: If the Hessian is not positive definite: the mode is not reached, or the
                 posterior is flat in a direction, whose sites are named. Under a transformation the
@@ -93,7 +101,8 @@ class AutoLaplaceApproximation(AutoContinuous):
 
     def settled(self, batch: Batch) -> AutoMultivariateNormal:
         assert isinstance(self.family, LaplacePoint)
-        family = normal_at(self, self.family, batch, {})
+        family, offset = normal_at(self, self.family, batch, {})
+        _warn_if_far(family, offset)
         start = Start(
             self.model,
             batch,
@@ -107,25 +116,43 @@ class AutoLaplaceApproximation(AutoContinuous):
 
 def normal_at(
     guide: AutoGuide, point: LaplacePoint, batch: Batch, given: dict[str, Array]
-) -> MultivariateNormal:
+) -> tuple[MultivariateNormal, Float[Array, " dim"]]:
     """Return the normal at a point of some latents, with constrained values for the others.
+
+    Returns:
+        The normal, and the Newton step from the point in standard deviations: zero at the mode.
 
     Raises:
         ValueError: If the Hessian is not positive definite.
     """
     batch = admit_all(guide.model, batch)
     with jax.debug_nans(False):  # NaN is how it says so, and the error comes below
-        family = _normal_at(guide, point, batch, given)
+        family, offset = _normal_at(guide, point, batch, given)
     if not is_traced(family) and not bool(all_finite(family)):
         _raise_flat(guide, point, batch, given)
-    return family
+    return family, offset
+
+
+def _warn_if_far(family: MultivariateNormal, offset: Float[Array, " dim"]) -> None:
+    """Say so where the mode is not reached."""
+    if is_traced(offset):
+        return
+    offsets = unravel(jnp.abs(offset), family.sites)
+    sizes = ((float(np.max(x, initial=0.0)), name) for name, x in offsets.items())
+    far, site = max(sizes, default=(0.0, ""))
+    if far > FAR:
+        warn_caller(
+            f"the mode is not reached: by gradient and curvature it is {far:.2g} standard "
+            f"deviations away along site {site!r}, so the normal lies beside the posterior. Fit "
+            "for more steps, or with optimizer=optax.lbfgs() if each step sees all data."
+        )
 
 
 @jax.jit
 def _normal_at(
     guide: AutoGuide, point: LaplacePoint, batch: Batch, given: dict[str, Array]
-) -> MultivariateNormal:
-    hessian = _hessian(guide, point, batch, given)
+) -> tuple[MultivariateNormal, Float[Array, " dim"]]:
+    gradient, hessian = _derivatives(guide, point, batch, given)
     # With P = U U' and U upper triangular, the covariance is L L' with L = U'^-1: one inversion.
     upper = jnp.linalg.cholesky(hessian[::-1, ::-1])[::-1, ::-1]
     scale_tril = solve_triangular(upper.T, jnp.eye(len(hessian), dtype=hessian.dtype), lower=True)
@@ -138,13 +165,16 @@ def _normal_at(
     raw = jnp.where(curves, raw, jnp.nan)
     start = Start(guide.model, batch, unravel(point.loc, point.sites), guide.structure, ())
     family = MultivariateNormal(start.only(frozenset(s.name for s in point.sites)))
-    return eqx.tree_at(lambda f: f.raw_scale_tril, family, raw)
+    whitened = scale_tril @ (scale_tril.T @ gradient)
+    offset = whitened / jnp.linalg.norm(scale_tril, axis=1)
+    return eqx.tree_at(lambda f: f.raw_scale_tril, family, raw), offset
 
 
 @jax.jit
-def _hessian(
+def _derivatives(
     guide: AutoGuide, point: LaplacePoint, batch: Batch, given: dict[str, Array]
-) -> Float[Array, "dim dim"]:
+) -> tuple[Float[Array, " dim"], Float[Array, "dim dim"]]:
+    """Return the gradient and the Hessian of minus the log density at a point."""
     key = random.key(0)
     indices = guide.indices(key, batch, whole=True)
     for p in guide.plates(batch):  # what create_plates or the model would draw of them
@@ -158,21 +188,36 @@ def _hessian(
         draw = Draw.of({s.name: s.take(values[s.name], indices) for s in point.sites})
         return -target.score(draw).log_density
 
-    if point.hessian_fn is not None:
-        return jnp.asarray(point.hessian_fn.value(potential, point.loc))
+    def derivatives(inner: Callable[..., Any], outer: Callable[..., Any]) -> tuple[Array, Array]:
+        gradient = inner(potential)
+        if point.hessian_fn is not None:
+            hessian = jnp.asarray(point.hessian_fn.value(potential, point.loc))
+            return gradient(point.loc), hessian
+
+        def twice(z: Float[Array, " dim"]) -> tuple[Array, Array]:
+            value = gradient(z)
+            return value, value
+
+        hessian, value = outer(twice, has_aux=True)(point.loc)
+        return value, hessian
+
     try:
-        return jax.hessian(potential)(point.loc)
+        return derivatives(jax.grad, jax.jacfwd)
+    except TypeError as error:  # of jax.custom_vjp, as in solvers of differential equations
+        if "forward-mode" not in str(error):
+            raise
+        return derivatives(jax.grad, jax.jacrev)
     except ValueError as error:
         if "Reverse-mode" not in str(error):
             raise
-        return jax.jacfwd(jax.jacfwd(potential))(point.loc)
+        return derivatives(jax.jacfwd, jax.jacfwd)
 
 
 def _raise_flat(
     guide: AutoGuide, point: LaplacePoint, batch: Batch, given: dict[str, Array]
 ) -> None:
     """Name the sites along which the posterior does not curve down."""
-    hessian = np.asarray(_hessian(guide, point, batch, given))
+    hessian = np.asarray(_derivatives(guide, point, batch, given)[1])
     if not np.isfinite(hessian).all():
         raise ValueError("the Hessian at the mode is not finite: the fit has not converged.")
     values, vectors = np.linalg.eigh((hessian + hessian.T) / 2)

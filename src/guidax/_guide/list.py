@@ -192,7 +192,9 @@ class AutoGuideList(AutoGuide):
             if not isinstance(part, LaplacePoint):
                 return part
             others = {s.name for s in self.family.sites} - {s.name for s in part.sites}
-            return normal_at(self, part, batch, {name: medians[name] for name in others})
+            given = {name: medians[name] for name in others}
+            # The point is the mode on average over the others, not at their medians.
+            return normal_at(self, part, batch, given)[0]
 
         return self._with_parts([settled(part) for part in self.parts])
 
