@@ -432,6 +432,28 @@ def test_parameters_of_half_precision(dtype, key):
     np.testing.assert_allclose(result.guide.family.loc["z"].astype(float), 3.0, atol=0.3)
 
 
+@pytest.mark.parametrize(
+    "make",
+    [
+        gx.AutoNormal,
+        gx.AutoMultivariateNormal,
+        gx.AutoLowRankMultivariateNormal,
+        gx.AutoLaplaceApproximation,
+    ],
+    ids=lambda g: g.__name__,
+)
+def test_latents_of_half_precision(make, key):
+    """Linear algebra has none, so what needs it is promoted, and what comes out is not."""
+    mean, scale = jnp.asarray([0.5, -0.25], jnp.bfloat16), jnp.asarray(0.5, jnp.bfloat16)
+    model = lambda: gx.sample("z", distrax.Normal(mean, scale))  # noqa: E731
+    guide = gx.fit(key, make(model, key=key), steps=300, progress=False).guide
+    low, high = guide.quantiles([0.1587, 0.8413])["z"]
+    assert guide.sample_posterior(key)["z"].dtype == low.dtype == jnp.bfloat16
+    low, high = (np.asarray(x, np.float64) for x in (low, high))
+    np.testing.assert_allclose((low + high) / 2, [0.5, -0.25], atol=0.15)
+    np.testing.assert_allclose((high - low) / 2, 0.5, rtol=0.2)
+
+
 def axes_of(result):
     """The axes of a fit's optimizer."""
     is_turned = lambda node: hasattr(node, "axes")  # noqa: E731

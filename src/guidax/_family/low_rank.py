@@ -104,10 +104,7 @@ class LowRankNormal(AbstractFlatNormal):
         since `K T = I - K` the bracket is `I`.
         """
         tril = self._capacitance_tril()
-        inside = lax.linalg.triangular_solve(
-            tril + _eye_like(tril), self.factor.mT @ x, left_side=True, lower=True
-        )
-        return x + self.factor @ inside
+        return x + self.factor @ _solve(tril + _eye_like(tril), self.factor.mT @ x)
 
     def scale(self) -> Float[Array, "*batch dim"]:
         """Return the diagonal of `S`."""
@@ -118,24 +115,24 @@ class LowRankNormal(AbstractFlatNormal):
         return self.scale() * jnp.sqrt(1 + jnp.sum(self.factor**2, axis=-1))
 
     def _capacitance_tril(self) -> Float[Array, "*batch rank rank"]:
-        """Return the Cholesky factor of `C`."""
+        """Return the Cholesky factor of `C`, in single precision at least."""
         gram = self.factor.mT @ self.factor
-        return jnp.linalg.cholesky(gram + _eye_like(gram))
+        return _cholesky(gram + _eye_like(gram))
 
     def log_det(self) -> Float[Array, ""]:
         """Return `log det S + log det C / 2`."""
         return self._log_det(self._capacitance_tril())
 
     def _log_det(self, tril: Float[Array, "*batch rank rank"]) -> Float[Array, ""]:
-        return jnp.sum(jnp.log(self.scale())) + jnp.sum(
-            jnp.log(jnp.diagonal(tril, axis1=-2, axis2=-1))
-        )
+        half = jnp.sum(jnp.log(jnp.diagonal(tril, axis1=-2, axis2=-1)))
+        return jnp.sum(jnp.log(self.scale())) + half.astype(self.loc.dtype)
 
     def scale_tril(self) -> Float[Array, "*batch dim dim"]:
         """Return the Cholesky factor `L` of the covariance, of `dim^2` numbers."""
         scaled = self._scaled_factor()
         low_rank = scaled @ scaled.mT
-        return jnp.linalg.cholesky(self.scale()[..., None] ** 2 * _eye_like(low_rank) + low_rank)
+        covariance = self.scale()[..., None] ** 2 * _eye_like(low_rank) + low_rank
+        return _cholesky(covariance).astype(self.loc.dtype)
 
     def transform(self) -> distrax.Bijector:
         """Return `eps -> loc + L eps`, for which the `dim^2` matrix `L` is formed."""
@@ -162,9 +159,21 @@ class LowRankNormal(AbstractFlatNormal):
         """Return the density, by Woodbury's identity."""
         tril = self._capacitance_tril()
         delta = (z - self.loc) / self.scale()
-        inside = self.factor.mT @ delta[..., None]
-        inside = lax.linalg.triangular_solve(tril, inside, left_side=True, lower=True)
+        inside = _solve(tril, self.factor.mT @ delta[..., None])
         return jnp.sum(log_normal(delta)) + 0.5 * jnp.sum(inside**2) - self._log_det(tril)
+
+
+def _cholesky(matrices: Float[Array, "*batch n n"]) -> Float[Array, "*batch n n"]:
+    """Return the Cholesky factor, in single precision at least: LAPACK has no half precision."""
+    return jnp.linalg.cholesky(matrices.astype(jnp.result_type(matrices, jnp.float32)))
+
+
+def _solve(
+    tril: Float[Array, "*batch rank rank"], x: Float[Array, "*batch rank n"]
+) -> Float[Array, "*batch rank n"]:
+    """Return `T^-1 x`, in the precision of `x`."""
+    solved = lax.linalg.triangular_solve(tril, x.astype(tril.dtype), left_side=True, lower=True)
+    return solved.astype(x.dtype)
 
 
 def _eye_like(matrices: Float[Array, "*batch n n"]) -> Float[Array, "*_ones n n"]:

@@ -153,6 +153,7 @@ def _normal_at(
     guide: AutoGuide, point: LaplacePoint, batch: Batch, given: dict[str, Array]
 ) -> tuple[MultivariateNormal, Float[Array, " dim"]]:
     gradient, hessian = _derivatives(guide, point, batch, given)
+    hessian = hessian.astype(jnp.result_type(hessian, jnp.float32))  # LAPACK has no half precision
     # With P = U U' and U upper triangular, the covariance is L L' with L = U'^-1: one inversion.
     upper = jnp.linalg.cholesky(hessian[::-1, ::-1])[::-1, ::-1]
     scale_tril = solve_triangular(upper.T, jnp.eye(len(hessian), dtype=hessian.dtype), lower=True)
@@ -162,7 +163,7 @@ def _normal_at(
     left = jnp.diag(upper) ** 2 / jnp.diag(hessian)
     rounding = 4 * len(hessian) ** 0.5 * jnp.finfo(hessian.dtype).eps
     curves = jnp.all(left > rounding) & jnp.all(jnp.isfinite(scale_tril))
-    raw = jnp.where(curves, raw, jnp.nan)
+    raw = jnp.where(curves, raw, jnp.nan).astype(point.loc.dtype)
     start = Start(guide.model, batch, unravel(point.loc, point.sites), guide.structure, ())
     family = MultivariateNormal(start.only(frozenset(s.name for s in point.sites)))
     whitened = scale_tril @ (scale_tril.T @ gradient)
