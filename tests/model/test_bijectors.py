@@ -499,7 +499,7 @@ def test_reason_of_a_discrete_set_is_told():
 class Odd(C.Constraint):
     """A constraint that nobody registered."""
 
-    def _contains(self, x):
+    def contains(self, x):
         return x > 3.0
 
 

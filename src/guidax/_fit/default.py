@@ -91,11 +91,11 @@ def default_optimizer(
 
     outside, inside = (functools.partial(_pick, chosen) for chosen in (located, travelling))
     share = jnp.maximum(0.0, 1.0 - progress / TRAVEL)
-    begins, one = progress == 0, jnp.ones_like(progress)
+    begins = progress == 0
     settled = _in_leaps(settle, outside, units, least_unit(progress), begins)
     if not any(travelling):
         return settled
-    return _both(settled, _in_leaps(travel, list, inside(units), one, begins), inside)
+    return _both(settled, _in_leaps(travel, list, inside(units), share, begins), inside)
 
 
 def _in_leaps(

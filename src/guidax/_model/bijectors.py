@@ -25,7 +25,8 @@ def biject_to(constraint: Any) -> distrax.Bijector:
     It equals NumPyro's `biject_to` in value and log-determinant (`positive` is `exp`, `simplex` is
     stick breaking, …), follows array bounds by broadcasting, and works under JAX's transformations.
     Inverses are finite on the boundary of a closed set and NaN outside the set.
-    `biject_to.register(MyConstraint)` decorates a function that serves a class of your own.
+    `biject_to.register(MyConstraint)` decorates a function that serves a class of your own: a
+    subclass of `constraints.Constraint` that defines `contains`.
 
     Args:
         constraint: A continuous constraint.

@@ -43,7 +43,7 @@ class Independent(Constraint):
     def bound_event_ndims(self) -> int:
         return self.base.bound_event_ndims + self.ndims
 
-    def _contains(self, x: Array) -> Array:
+    def contains(self, x: Array) -> Array:
         return all_events(self.base(x), self.ndims)
 
     def zip_bounds(self, function: BoundFunction, others: Sequence[Constraint] = ()) -> Constraint:
@@ -92,7 +92,7 @@ class Transformed(Constraint):
         self.event_dim: int = ndims_out + base.event_dim - ndims_in
         self.is_discrete: bool = base.is_discrete
 
-    def _contains(self, x: Array) -> Array:
+    def contains(self, x: Array) -> Array:
         return self.base(self.bijector.inverse(x))
 
     def __eq__(self, other: object) -> bool:

@@ -53,14 +53,18 @@ class Constraint(abc.ABC):
             raise ValueError(
                 f"a value in {self!r} has at least {self.event_dim} axes; got shape {x.shape}."
             )
-        inside = self._contains(x)
+        inside = self.contains(x)
         if self.is_discrete:
             return inside
         return inside & all_events(jnp.isfinite(x), self.event_dim)
 
     @abc.abstractmethod
-    def _contains(self, x: Array) -> Array:
-        """Say which finite values lie in the set."""
+    def contains(self, x: Array) -> Array:
+        """Say which finite values lie in the set, one answer for each event.
+
+        A set of one's own defines it; who asks calls the constraint itself, which checks shapes and
+        leaves out NaN and infinities.
+        """
 
     @property
     def range(self) -> tuple[Any, Any] | None:
@@ -161,7 +165,7 @@ class Real(Constraint):
 
     _name = "real"
 
-    def _contains(self, x: Array) -> Array:
+    def contains(self, x: Array) -> Array:
         return jnp.isfinite(x)
 
     @property
@@ -174,7 +178,7 @@ class Positive(Constraint):
 
     _name = "positive"
 
-    def _contains(self, x: Array) -> Array:
+    def contains(self, x: Array) -> Array:
         return x > 0
 
     @property
@@ -193,7 +197,7 @@ class Nonnegative(Positive):
 
     _name = "nonnegative"
 
-    def _contains(self, x: Array) -> Array:
+    def contains(self, x: Array) -> Array:
         return x >= 0
 
 
@@ -202,7 +206,7 @@ class UnitInterval(Constraint):
 
     _name = "unit_interval"
 
-    def _contains(self, x: Array) -> Array:
+    def contains(self, x: Array) -> Array:
         return (x >= 0) & (x <= 1)
 
     @property
@@ -234,7 +238,7 @@ class Interval(_Scalar):
                 f"{self._name} needs low < high; got low={self.low}, high={self.high}."
             )
 
-    def _contains(self, x: Array) -> Array:
+    def contains(self, x: Array) -> Array:
         return (x >= self.low) & (x <= self.high)
 
     @property
@@ -247,7 +251,7 @@ class OpenInterval(Interval):
 
     _name = "open_interval"
 
-    def _contains(self, x: Array) -> Array:
+    def contains(self, x: Array) -> Array:
         return (x > self.low) & (x < self.high)
 
 
@@ -261,7 +265,7 @@ class GreaterThan(_Scalar):
     def __init__(self, low: ArrayLike):
         self.low: Any = as_bound(low)
 
-    def _contains(self, x: Array) -> Array:
+    def contains(self, x: Array) -> Array:
         return x > self.low
 
     @property
@@ -274,7 +278,7 @@ class GreaterThanEq(GreaterThan):
 
     _name = "greater_than_eq"
 
-    def _contains(self, x: Array) -> Array:
+    def contains(self, x: Array) -> Array:
         return x >= self.low
 
 
@@ -288,7 +292,7 @@ class LessThan(_Scalar):
     def __init__(self, high: ArrayLike):
         self.high: Any = as_bound(high)
 
-    def _contains(self, x: Array) -> Array:
+    def contains(self, x: Array) -> Array:
         return x < self.high
 
     @property
@@ -301,7 +305,7 @@ class LessThanEq(LessThan):
 
     _name = "less_than_eq"
 
-    def _contains(self, x: Array) -> Array:
+    def contains(self, x: Array) -> Array:
         return x <= self.high
 
 
@@ -310,5 +314,5 @@ class Circular(Constraint):
 
     _name = "circular"
 
-    def _contains(self, x: Array) -> Array:
+    def contains(self, x: Array) -> Array:
         return jnp.isfinite(x)

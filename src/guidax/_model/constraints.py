@@ -46,7 +46,7 @@ class Simplex(Constraint):
     event_dim = 1
     _name = "simplex"
 
-    def _contains(self, x: Array) -> Array:
+    def contains(self, x: Array) -> Array:
         tolerance = 1e-6 + x.shape[-1] * _eps(x)
         return jnp.all(x >= 0, axis=-1) & (jnp.abs(x.sum(axis=-1) - 1) < tolerance)
 
@@ -57,7 +57,7 @@ class Ordered(Constraint):
     event_dim = 1
     _name = "ordered"
 
-    def _contains(self, x: Array) -> Array:
+    def contains(self, x: Array) -> Array:
         return jnp.all(x[..., 1:] > x[..., :-1], axis=-1)
 
 
@@ -66,8 +66,8 @@ class PositiveOrdered(Ordered):
 
     _name = "positive_ordered"
 
-    def _contains(self, x: Array) -> Array:
-        return super()._contains(x) & jnp.all(x > 0, axis=-1)
+    def contains(self, x: Array) -> Array:
+        return super().contains(x) & jnp.all(x > 0, axis=-1)
 
 
 class L1Ball(Constraint):
@@ -76,7 +76,7 @@ class L1Ball(Constraint):
     event_dim = 1
     _name = "l1_ball"
 
-    def _contains(self, x: Array) -> Array:
+    def contains(self, x: Array) -> Array:
         return jnp.abs(x).sum(axis=-1) < 1 + 10 * _eps(x)
 
 
@@ -86,7 +86,7 @@ class Sphere(Constraint):
     event_dim = 1
     _name = "sphere"
 
-    def _contains(self, x: Array) -> Array:
+    def contains(self, x: Array) -> Array:
         error = jnp.abs(jnp.linalg.norm(x, axis=-1) - 1)
         return error < 10 * _eps(x) * x.shape[-1] ** 0.5
 
@@ -112,7 +112,7 @@ class ZeroSum(Constraint):
             raise ValueError(f"zero_sum needs at least one axis; got event_dim={event_dim}.")
         self.event_dim = int(event_dim)
 
-    def _contains(self, x: Array) -> Array:
+    def contains(self, x: Array) -> Array:
         axes = tuple(range(-self.event_dim, 0))
         scale = jnp.maximum(jnp.max(jnp.abs(x), axis=axes, initial=0.0), 1.0)
         inside = jnp.ones(scale.shape, bool)
@@ -141,7 +141,7 @@ class LowerCholesky(Constraint):
     event_dim = 2
     _name = "lower_cholesky"
 
-    def _contains(self, x: Array) -> Array:
+    def contains(self, x: Array) -> Array:
         return _is_lower(x)
 
 
@@ -163,7 +163,7 @@ class CorrCholesky(Constraint):
     event_dim = 2
     _name = "corr_cholesky"
 
-    def _contains(self, x: Array) -> Array:
+    def contains(self, x: Array) -> Array:
         error = jnp.abs(jnp.linalg.norm(x, axis=-1) - 1)
         return _is_lower(x) & jnp.all(error <= 10 * _eps(x) * x.shape[-1], axis=-1)
 
@@ -174,7 +174,7 @@ class PositiveDefinite(Constraint):
     event_dim = 2
     _name = "positive_definite"
 
-    def _contains(self, x: Array) -> Array:
+    def contains(self, x: Array) -> Array:
         return _is_symmetric(x) & (jnp.linalg.eigvalsh(x)[..., 0] > 0)
 
 
@@ -184,7 +184,7 @@ class PositiveSemidefinite(Constraint):
     event_dim = 2
     _name = "positive_semidefinite"
 
-    def _contains(self, x: Array) -> Array:
+    def contains(self, x: Array) -> Array:
         eigenvalues = jnp.linalg.eigvalsh(x)
         tolerance = _eps(x) * x.shape[-1] * jnp.abs(eigenvalues[..., -1])
         return _is_symmetric(x) & (eigenvalues[..., 0] >= -tolerance)
@@ -195,10 +195,10 @@ class CorrMatrix(PositiveDefinite):
 
     _name = "corr_matrix"
 
-    def _contains(self, x: Array) -> Array:
+    def contains(self, x: Array) -> Array:
         error = jnp.abs(jnp.diagonal(x, axis1=-2, axis2=-1) - 1)
         tolerance = 1e-6 + 10 * _eps(x) * x.shape[-1]
-        return super()._contains(x) & jnp.all(error < tolerance, axis=-1)
+        return super().contains(x) & jnp.all(error < tolerance, axis=-1)
 
 
 # Discrete sets, for checking observed values.
@@ -220,7 +220,7 @@ class Discrete(Constraint):
         self.event_dim = event_dim
         self.reason = reason
 
-    def _contains(self, x: Array) -> Array:
+    def contains(self, x: Array) -> Array:
         return all_events(jnp.isfinite(x), self.event_dim)
 
 
@@ -230,7 +230,7 @@ class Boolean(Constraint):
     is_discrete = True
     _name = "boolean"
 
-    def _contains(self, x: Array) -> Array:
+    def contains(self, x: Array) -> Array:
         return (x == 0) | (x == 1)
 
 
@@ -241,7 +241,7 @@ class OneHot(Constraint):
     event_dim = 1
     _name = "one_hot"
 
-    def _contains(self, x: Array) -> Array:
+    def contains(self, x: Array) -> Array:
         return jnp.all((x == 0) | (x == 1), axis=-1) & (x.sum(axis=-1) == 1)
 
 
@@ -251,7 +251,7 @@ class Integer(Constraint):
     is_discrete = True
     _name = "integer"
 
-    def _contains(self, x: Array) -> Array:
+    def contains(self, x: Array) -> Array:
         return x % 1 == 0  # NaN for infinities; bools count as integers
 
 
@@ -270,8 +270,8 @@ class IntegerInterval(Interval):
         self.low: Any = as_bound(low)
         self.high: Any = as_bound(high)
 
-    def _contains(self, x: Array) -> Array:
-        return super()._contains(x) & integer(x)
+    def contains(self, x: Array) -> Array:
+        return super().contains(x) & integer(x)
 
 
 class IntegerGreaterThan(GreaterThanEq):
@@ -280,8 +280,8 @@ class IntegerGreaterThan(GreaterThanEq):
     is_discrete = True
     _name = "integer_greater_than"
 
-    def _contains(self, x: Array) -> Array:
-        return super()._contains(x) & integer(x)
+    def contains(self, x: Array) -> Array:
+        return super().contains(x) & integer(x)
 
 
 class NonnegativeInteger(Constraint):
@@ -290,7 +290,7 @@ class NonnegativeInteger(Constraint):
     is_discrete = True
     _name = "nonnegative_integer"
 
-    def _contains(self, x: Array) -> Array:
+    def contains(self, x: Array) -> Array:
         return (x >= 0) & integer(x)
 
 
@@ -300,7 +300,7 @@ class PositiveInteger(Constraint):
     is_discrete = True
     _name = "positive_integer"
 
-    def _contains(self, x: Array) -> Array:
+    def contains(self, x: Array) -> Array:
         return (x >= 1) & integer(x)
 
 
@@ -319,7 +319,7 @@ class Multinomial(Constraint):
     def __init__(self, upper: ArrayLike):
         self.upper: Any = as_bound(upper)
 
-    def _contains(self, x: Array) -> Array:
+    def contains(self, x: Array) -> Array:
         counts = jnp.all((x >= 0) & integer(x), axis=-1)
         return counts & (x.sum(axis=-1) == self.upper)
 
