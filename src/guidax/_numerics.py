@@ -14,6 +14,7 @@ import numpy as np
 from jax import core, lax
 from jax.custom_derivatives import SymbolicZero
 from jax.extend.core import get_opaque_trace_state
+from jax.sharding import AxisType, NamedSharding, PartitionSpec, reshard
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, PyTree
 
@@ -37,6 +38,23 @@ def filled_like(tree: PyTree, value: float) -> PyTree[Array]:
 def from_host(x: np.ndarray | np.generic) -> Array:
     """Return NumPy's array as JAX's: `jnp.asarray` would compile a program for each shape."""
     return jax.device_put(x)
+
+
+def everywhere(tree: PyTree[Array], data: PyTree) -> PyTree[Array]:
+    """Return arrays on all devices of the mesh with explicit axes that the data lie on, if any.
+
+    There JAX differentiates only what lies on the mesh. What does already is left where it is.
+    """
+    meshes = [jax.typeof(x).sharding.mesh for x in jax.tree.leaves(data)]
+    explicit = [mesh for mesh in meshes if AxisType.Explicit in mesh.axis_types]
+    if not explicit:
+        return tree
+    spread = NamedSharding(explicit[0], PartitionSpec())
+
+    def place(x: Array) -> Array:
+        return reshard(x, spread) if jax.typeof(x).sharding.mesh.empty else x
+
+    return jax.tree.map(place, tree)
 
 
 def log_normal(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:

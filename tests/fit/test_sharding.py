@@ -76,13 +76,32 @@ def test_rows_over_devices(mesh, guide, alone, key):
 
     result = gx.fit(key, spread, X_, Y_, steps=20, progress=False)
     assert all(placed_alike(result.guide, spread))
-    moments = [x for x in jax.tree.leaves(result.state.moving.opt_state) if x.shape == (N,)]
-    assert len(moments) == 4  # of two leaves
-    assert all(x.sharding.spec == P("d") for x in moments)
+    kept = [x for x in jax.tree.leaves(result.state.moving.opt_state) if x.shape == (N,)]
+    assert len(kept) == 5  # two moments of two leaves, and where the location began
+    assert all(x.sharding.spec == P("d") for x in kept)
     assert distance(result.guide, fitted.guide) < (1e-8 if precision() < 1e-10 else 1e-3)
     np.testing.assert_allclose(result.losses, fitted.losses, rtol=1e-4)
     more = result.resume(X_, Y_, steps=5, progress=False)
     assert all(placed_alike(more.guide, spread))
+
+
+def effects(x):
+    """A latent for each row beside a global times the data: its gradient has terms of both."""
+    b = gx.sample("b", distrax.Normal(0.0, 1.0))
+    with gx.plate("data", x.shape[0]):
+        m = gx.sample("m", distrax.Normal(0.0, 1.0))
+        gx.sample("y", distrax.Normal(b * x + m, 1.0), obs=x)
+
+
+def test_a_guide_that_lies_on_no_mesh(mesh, key):
+    """JAX adds no gradient that lies on an explicit mesh to one that does not."""
+    x = jnp.linspace(0.0, 2.0, N)
+    spread = jax.device_put(x, NamedSharding(mesh, P("d")))
+    host, there = (gx.AutoNormal(effects, data, key=key) for data in (x, spread))
+    expected = gx.fit(key, host, x, steps=20, progress=False).losses
+    for guide in (host, there):
+        found = gx.fit(key, guide, spread, steps=20, progress=False).losses
+        np.testing.assert_allclose(found, expected, rtol=1e4 * precision())
 
 
 def test_an_ensemble_over_devices(mesh, guide, key):
@@ -169,6 +188,7 @@ def test_a_million_rows_lie_with_their_data(mesh, key):
     assert z.sharding.spec == P("d") and {s.data.shape for s in z.addressable_shards} == {
         (125_000,)
     }
-    moments = [x for x in jax.tree.leaves(result.state.moving.opt_state) if x.shape == (size,)]
-    assert len(moments) == 2 and all(x.sharding.spec == P("d") for x in moments)
+    kept = [x for x in jax.tree.leaves(result.state.moving.opt_state) if x.shape == (size,)]
+    assert len(kept) == 3  # two moments, and where the location began
+    assert all(x.sharding.spec == P("d") for x in kept)
     assert float(jnp.abs(z - 0.5).max()) < 1e-2  # the mode

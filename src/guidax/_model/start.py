@@ -14,7 +14,7 @@ import numpy as np
 from jax import lax, random
 from jaxtyping import Array, Bool, Float, Int
 
-from .._numerics import all_finite, from_host, is_traced, jit_once, strong
+from .._numerics import all_finite, everywhere, from_host, is_traced, jit_once, strong
 from .._types import Key
 from .batch import Batch
 from .indices import drawable_plates, refusal
@@ -267,7 +267,15 @@ def _try(
         score = target.score_trace(trace, draw)
         return score.log_density, (score.terms, _outside(trace))
 
-    (value, (terms, outside)), grads = value_and_gradient(density, u)
+    try:
+        (value, (terms, outside)), grads = value_and_gradient(density, u)
+    except AssertionError:
+        # JAX adds no gradient that lies on an explicit mesh to one that does not. Placed there from
+        # the first, latents of rows would not come to lie with the rows.
+        spread = everywhere(u, batch)
+        if spread is u:
+            raise
+        (value, (terms, outside)), grads = value_and_gradient(density, spread)
     return _Try(
         params=jax.tree.map(strong, params),
         location=jax.tree.map(strong, full),

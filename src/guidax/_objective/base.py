@@ -18,7 +18,7 @@ from .._guide.guide import AutoGuide
 from .._model.batch import Batch, as_batch
 from .._model.model import AbstractModel
 from .._model.target import Block, Draw, Target
-from .._numerics import all_finite
+from .._numerics import all_finite, everywhere
 from .._types import Key, is_count, require_key
 
 
@@ -78,6 +78,7 @@ class AbstractObjective(eqx.Module):
 
     def loss(self, guide: AutoGuide, key: Key, batch: Batch) -> Float[Array, ""]:
         """Return the loss on a batch that `guide.admit` has marked."""
+        guide = everywhere(guide, batch)
         pairs, indices = self._randomness(guide, key, batch)
         self.check(guide, batch, indices)
 
