@@ -40,6 +40,11 @@ def from_host(x: np.ndarray | np.generic) -> Array:
     return jax.device_put(x)
 
 
+def at_least_single(x: Array) -> Array:
+    """Return an array in single precision at least: LAPACK has no half precision."""
+    return x if jnp.finfo(x.dtype).bits >= 32 else x.astype(jnp.float32)
+
+
 def everywhere(tree: PyTree[Array], data: PyTree) -> PyTree[Array]:
     """Return arrays on all devices of the mesh with explicit axes that the data lie on, if any.
 

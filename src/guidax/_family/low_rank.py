@@ -15,7 +15,7 @@ from jaxtyping import Array, Float
 from .._model.start import Start
 from .._model.tfp_normal import low_rank_normal
 from .._model.trace import LatentSpec
-from .._numerics import filled_like, log_normal
+from .._numerics import at_least_single, filled_like, log_normal
 from .._types import Key, is_integer
 from .flat import AbstractFlatNormal, standard_normal
 from .normal import SCALE_UNIT, raw_scale_of, units_of_normal
@@ -117,7 +117,7 @@ class LowRankNormal(AbstractFlatNormal):
     def _capacitance_tril(self) -> Float[Array, "*batch rank rank"]:
         """Return the Cholesky factor of `C`, in single precision at least."""
         gram = self.factor.mT @ self.factor
-        return _cholesky(gram + _eye_like(gram))
+        return jnp.linalg.cholesky(at_least_single(gram + _eye_like(gram)))
 
     def log_det(self) -> Float[Array, ""]:
         """Return `log det S + log det C / 2`."""
@@ -132,7 +132,7 @@ class LowRankNormal(AbstractFlatNormal):
         scaled = self._scaled_factor()
         low_rank = scaled @ scaled.mT
         covariance = self.scale()[..., None] ** 2 * _eye_like(low_rank) + low_rank
-        return _cholesky(covariance).astype(self.loc.dtype)
+        return jnp.linalg.cholesky(at_least_single(covariance)).astype(self.loc.dtype)
 
     def transform(self) -> distrax.Bijector:
         """Return `eps -> loc + L eps`, for which the `dim^2` matrix `L` is formed."""
@@ -161,11 +161,6 @@ class LowRankNormal(AbstractFlatNormal):
         delta = (z - self.loc) / self.scale()
         inside = _solve(tril, self.factor.mT @ delta[..., None])
         return jnp.sum(log_normal(delta)) + 0.5 * jnp.sum(inside**2) - self._log_det(tril)
-
-
-def _cholesky(matrices: Float[Array, "*batch n n"]) -> Float[Array, "*batch n n"]:
-    """Return the Cholesky factor, in single precision at least: LAPACK has no half precision."""
-    return jnp.linalg.cholesky(matrices.astype(jnp.result_type(matrices, jnp.float32)))
 
 
 def _solve(

@@ -23,7 +23,7 @@ from .._model.matrix_maps import ScaledUnitLowerCholesky
 from .._model.start import Start
 from .._model.strategies import Strategy, init_to_uniform
 from .._model.target import Draw
-from .._numerics import all_finite, is_traced
+from .._numerics import all_finite, at_least_single, is_traced
 from .._types import Key
 from .begin import begin
 from .gaussian import AutoMultivariateNormal
@@ -153,7 +153,7 @@ def _normal_at(
     guide: AutoGuide, point: LaplacePoint, batch: Batch, given: dict[str, Array]
 ) -> tuple[MultivariateNormal, Float[Array, " dim"]]:
     gradient, hessian = _derivatives(guide, point, batch, given)
-    hessian = hessian.astype(jnp.result_type(hessian, jnp.float32))  # LAPACK has no half precision
+    gradient, hessian = at_least_single(gradient), at_least_single(hessian)
     # With P = U U' and U upper triangular, the covariance is L L' with L = U'^-1: one inversion.
     upper = jnp.linalg.cholesky(hessian[::-1, ::-1])[::-1, ::-1]
     scale_tril = solve_triangular(upper.T, jnp.eye(len(hessian), dtype=hessian.dtype), lower=True)
@@ -192,8 +192,8 @@ def _derivatives(
     def derivatives(inner: Callable[..., Any], outer: Callable[..., Any]) -> tuple[Array, Array]:
         gradient = inner(potential)
         if point.hessian_fn is not None:
-            hessian = jnp.asarray(point.hessian_fn.value(potential, point.loc))
-            return gradient(point.loc), hessian
+            value, hessian = gradient(point.loc), point.hessian_fn.value(potential, point.loc)
+            return value, jnp.asarray(hessian).astype(value.dtype)
 
         def twice(z: Float[Array, " dim"]) -> tuple[Array, Array]:
             value = gradient(z)
