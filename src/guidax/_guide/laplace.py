@@ -218,7 +218,7 @@ def _raise_flat(
     guide: AutoGuide, point: LaplacePoint, batch: Batch, given: dict[str, Array]
 ) -> None:
     """Name the sites along which the posterior does not curve down."""
-    hessian = np.asarray(_derivatives(guide, point, batch, given)[1])
+    hessian = np.asarray(_derivatives(guide, point, batch, given)[1], np.float64)
     if not np.isfinite(hessian).all():
         raise ValueError("the Hessian at the mode is not finite: the fit has not converged.")
     values, vectors = np.linalg.eigh((hessian + hessian.T) / 2)
