@@ -150,9 +150,7 @@ def test_a_loader_may_fill_the_same_array_again(key):
 
 def test_large_batches_are_not_held(guide, monkeypatch):
     """At most three, beside the one that is being made."""
-    monkeypatch.setattr(
-        "guidax._fit.source.MAX_HELD", 3 * sum(x.nbytes for x in batch_at(0).arrays) - 1
-    )
+    monkeypatch.setattr("guidax._fit.source.MAX_HELD", 1)
     alive = []
 
     def traced(step):

@@ -18,7 +18,8 @@ from .window import require_distinct
 
 CAPACITY = 1000  # of one dispatch: the same for all runs, so that they share a program
 MAX_KEPT = 1_000_000  # parameters of a guide of which a second copy costs next to nothing
-MAX_HELD = 1 << 29  # bytes of batches whose steps have not been looked at
+MAX_HELD = 1 << 26  # bytes of batches whose steps have not been looked at
+IN_FLIGHT = 3  # batches that are held however large: the host makes one while steps take others
 
 
 class AbstractSource(abc.ABC):
@@ -136,7 +137,7 @@ class Batches(AbstractSource):
     def stride(self, moving: Moving, run: Run, n: int) -> tuple[Moving, np.ndarray]:
         """Take a step on each of the next `n` batches, or on those up to the end of the run.
 
-        The batches are held until it is seen that none of their steps ended it. An error, of the
+        A batch is held until it is seen that its step did not end the run. An error, of the
         caller's batches or an interrupt, ends the stride and waits: what was taken comes first.
         """
         self._recent, losses, held = {}, [], 0
@@ -149,11 +150,14 @@ class Batches(AbstractSource):
                 moving, loss = advance_in_place(moving, run, batch, one, capacity=1)
                 self._recent[len(losses)] = batch
                 losses.append(loss)
-                held += sum(x.nbytes for x in batch.arrays)
-                if held > MAX_HELD:
-                    if int(moving.streak) >= run.recipe.patience:
+                held += _nbytes(batch)
+                if held > MAX_HELD and len(self._recent) >= IN_FLIGHT:
+                    oldest = next(iter(self._recent))
+                    # After the step that ends the run, losses are NaN; others may be, too.
+                    suspicious = np.isnan(losses[oldest + 1]).any()
+                    if suspicious and int(moving.streak) >= run.recipe.patience:
                         break
-                    self._recent, held = {}, 0
+                    held -= _nbytes(self._recent.pop(oldest))
             jax.block_until_ready(losses)
         except BaseException as error:
             if any(x.is_deleted() for x in jax.tree.leaves(moving)):
@@ -204,6 +208,10 @@ class Batches(AbstractSource):
         # takes NumPy's memory as it is.
         copied = (x.copy() if isinstance(x, np.ndarray) else x for x in admitted.arrays)
         return admitted.with_arrays(tuple(copied))
+
+
+def _nbytes(batch: Batch) -> int:
+    return sum(x.nbytes for x in batch.arrays)
 
 
 def _text(structure: tuple[Shapes, tuple[tuple[str, tuple[int, ...]], ...]]) -> str:
