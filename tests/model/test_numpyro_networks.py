@@ -178,6 +178,29 @@ def test_a_network_with_a_prior_is_sampled(make, key):
     assert result.guide.sample_posterior(key, *args, sample_shape=(7,)).keys() >= weights
 
 
+@pytest.mark.parametrize("make", SAMPLED)
+def test_nothing_is_trained_of_a_network_whose_weights_are_all_drawn(make, key):
+    """NumPyro leaves the arrays of an Equinox module in a `param` site that nothing reads."""
+    guide = gx.AutoNormal(gx.from_numpyro(make()), *arrays(), key=key)
+    assert jax.tree.leaves(guide.model.params) == []
+    assert guide.learning_rate > 0.01  # that of networks that are trained
+
+
+def test_of_equinox_modules_those_are_trained_whose_weights_are_not_drawn(key):
+    heads = [eqx.nn.Linear(3, "scalar", key=jax.random.key(i)) for i in range(3)]
+
+    def model(x, y):
+        trained = networks.eqx_module("net", heads[0])
+        drawn = networks.random_eqx_module("net2", heads[1], PRIOR, scope_divider="__")
+        slopes = networks.random_eqx_module("net3", heads[2], {"weight": PRIOR})  # bias: trained
+        observed(sum(jax.vmap(head)(x) for head in (trained, drawn, slopes)), x, y)
+
+    guide = gx.AutoNormal(gx.from_numpyro(model), *arrays(), key=key)
+    assert guide.model.params.keys() == {"net$params", "net3$params"}
+    drawn = {"scale", "net2__weight", "net2__bias", "net3/weight"}
+    assert guide.family.loc.keys() == drawn
+
+
 def test_the_start_of_a_ready_network_is_its_own(key):
     guide = gx.AutoNormal(gx.from_numpyro(eqx_module()), *arrays(), key=key)
     assert distance(guide.param_values()["net$params"], eqx.filter(MLP, eqx.is_inexact_array)) == 0

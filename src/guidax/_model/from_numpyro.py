@@ -5,6 +5,7 @@ Handlers, distributions and supports are NumPyro's own; this reads its trace.
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -70,7 +71,8 @@ class NumPyroModel(AbstractCallableModel):
                 sites[name] = Site(name, "deterministic", _recorded(msg), plates=plates_around)
             elif kind == "param":
                 value = values.params.get(name, msg["value"])
-                sites[name] = _param_site(msg, value)
+                if not _is_drawn(name, value, messages):
+                    sites[name] = _param_site(msg, value)
             elif kind == "mutable":
                 raise ValueError(
                     f"site {name!r} is numpyro's `mutable`: state that a run changes has no place "
@@ -212,6 +214,22 @@ def _is_network(value: Any) -> bool:
     """Say whether the value of a `param` site is a pytree, with anything in it to train."""
     leaves, treedef = jax.tree.flatten(value)
     return bool(leaves) and not jax.tree_util.treedef_is_leaf(treedef)
+
+
+def _is_drawn(name: str, value: Any, messages: dict[str, dict[str, Any]]) -> bool:
+    """Say whether sample sites have taken the place of all arrays of a network.
+
+    NumPyro's `random_eqx_module` leaves the arrays of the given module in a `param` site, where
+    nothing reads them: there is nothing to train.
+    """
+    if not (name.endswith("$params") and _is_network(value)):
+        return False
+    # NumPyro's name of a weight: the network's, a divider of the user's choice, and the path to it.
+    network = re.escape(name.removesuffix("$params")) + r"[\W_]+"
+    drawn = [n for n, msg in messages.items() if msg["type"] == "sample"]
+    leaves = jax.tree_util.tree_leaves_with_path(value)
+    paths = [jax.tree_util.keystr(path)[1:] for path, _ in leaves]
+    return all(any(re.fullmatch(network + re.escape(p), n) for n in drawn) for p in paths)
 
 
 def _floating(x: Any) -> Array:
