@@ -112,6 +112,7 @@ def _leaf_key(leaf: Any) -> Hashable:
     except (TypeError, ValueError):  # the latter of a memoryview
         raise TypeError(
             f"{leaf!r:.100} is a {type(leaf).__name__}, which is neither an array nor hashable: "
-            "convert it to an array, a tuple or a number."
+            "convert it to an array, a tuple or a number, or register a class of your own that "
+            "holds arrays as a pytree (jax.tree_util.register_dataclass)."
         ) from None
     return type(leaf), leaf

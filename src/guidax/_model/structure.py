@@ -68,7 +68,8 @@ def probe(model: AbstractModel, batch: Batch, key: Key) -> Structure:
         raise TypeError(
             f"the model {model.name} uses the value of an array or float argument in Python (a "
             "size, a branch, np.unique, …), but such arguments are traced. Pass that argument as "
-            f"gx.static(value). JAX says: {str(error).splitlines()[0]}"
+            "gx.static(value), and a list of data as np.asarray(values). JAX says: "
+            f"{str(error).splitlines()[0]}"
         ) from error
 
 
